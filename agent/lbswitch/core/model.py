@@ -1,0 +1,219 @@
+"""The words of lbswitch as values: color, route, generation, intent, observation, operation.
+
+Everything here is frozen and free of I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
+
+
+class Color(StrEnum):
+    """One of the two pools of a service."""
+
+    BLUE = "blue"
+    GREEN = "green"
+
+    @property
+    def other(self) -> Color:
+        """The color that this one is not."""
+        return Color.GREEN if self is Color.BLUE else Color.BLUE
+
+
+class Kind(StrEnum):
+    """What an operation does."""
+
+    SWITCH = "switch"
+    ROLLBACK = "rollback"
+    FAILOVER = "failover"
+    WEIGHT = "weight"
+
+    @property
+    def is_way_back(self) -> bool:
+        """Whether a broken template or a freeze by hand must not stand in its way."""
+        return self in (Kind.ROLLBACK, Kind.FAILOVER)
+
+
+class OperationState(StrEnum):
+    """How an operation ended; `open` is only ever seen in the journal of a running or crashed agent."""
+
+    OPEN = "open"
+    DONE = "done"
+    ALREADY = "already"
+    REFUSED = "refused"
+    REVERTED = "reverted"
+    FAILED = "failed"
+
+
+class ServerKey(NamedTuple):
+    """One upstream server: the service, the color and the address it is listed under."""
+
+    service: str
+    color: Color
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a service's traffic goes: `weight` percent (0..100) to `live`, the rest to the other color."""
+
+    live: Color
+    weight: int = 100
+
+    @property
+    def is_split(self) -> bool:
+        """Whether both colors get traffic."""
+        return self.weight != 100
+
+    def share(self, color: Color) -> int:
+        """Percent of the traffic that `color` gets, 0..100."""
+        return self.weight if color is self.live else 100 - self.weight
+
+    def with_share(self, color: Color, percent: int) -> Route:
+        """Give `color` that percentage; `live` moves only when a color gets everything."""
+        if percent == 100:
+            return Route(color)
+        if percent == 0:
+            return Route(color.other)
+        return Route(self.live, percent if color is self.live else 100 - percent)
+
+    def __str__(self) -> str:
+        if not self.is_split:
+            return str(self.live)
+        return f"{self.live} {self.weight}% / {self.live.other} {100 - self.weight}%"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceIntent:
+    """What one service should serve: its route, the generation in which that last changed, and whether
+    its configuration is rendered so that weights can move without a reload.
+    """
+
+    route: Route
+    generation: int
+    weighted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the whole balancer should serve. `generation` is the newest of the services'.
+
+    `ejected` are servers that fail their checks and are left out of their pool; never a whole pool.
+    """
+
+    services: Mapping[str, ServiceIntent]
+    generation: int
+    ejected: frozenset[ServerKey] = field(default_factory=frozenset)
+
+    def with_routes(self, routes: Mapping[str, Route]) -> Intent:
+        """The next generation, in which these services go there; a split route makes its service weighted."""
+        generation = self.generation + 1
+        changed = {
+            name: ServiceIntent(route, generation, self.services[name].weighted or route.is_split)
+            for name, route in routes.items()
+        }
+        return replace(self, services=MappingProxyType({**self.services, **changed}), generation=generation)
+
+    def with_ejected(self, ejected: frozenset[ServerKey]) -> Intent:
+        """The same routes with these servers left out."""
+        return replace(self, ejected=ejected)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the service's own listener said: the color that this request would have gone to, the
+    generation of the pointer or map that chose it, and the revision of the configuration that runs.
+    """
+
+    color: Color
+    generation: int
+    revision: str
+    share_green: int
+
+    def shows(self, intent: ServiceIntent, revision: str) -> bool:
+        """Whether this answer is what the intent and the rendered revision would give."""
+        return (
+            self.generation == intent.generation
+            and self.revision == revision
+            and self.share_green == intent.route.share(Color.GREEN)
+            and intent.route.share(self.color) > 0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A check that said no before anything was changed."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How long the steps of an operation took, in milliseconds."""
+
+    gates: float = 0.0
+    render: float = 0.0
+    commit: float = 0.0
+    verify: float = 0.0
+    total: float = 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """The `timings_ms` object of the contract."""
+        return {name: round(getattr(self, name), 3) for name in ("gates", "render", "commit", "verify", "total")}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One switch, rollback, failover or weight change, as history and API show it.
+
+    `weight` is the percentage `target` gets; times are seconds since the epoch (UTC).
+    """
+
+    id: int
+    kind: Kind
+    service: str
+    source: Color
+    target: Color
+    weight: int
+    state: OperationState
+    generation: int
+    reason: str
+    actor: str
+    gate: Gate | None = None
+    error: str | None = None
+    timings: Timings = Timings()
+    started_at: float = 0.0
+    ended_at: float | None = None
+    notes: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def ended(self, state: OperationState, *, now: float, **changes: Any) -> Self:
+        """This operation, over."""
+        return replace(self, state=state, ended_at=now, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The Operation document of the contract (DESIGN 7.3), with our additions."""
+        return {
+            "id": self.id,
+            "kind": str(self.kind),
+            "service": self.service,
+            "from": str(self.source),
+            "to": str(self.target),
+            "weight": self.weight,
+            "state": str(self.state),
+            "generation": self.generation,
+            "reason": self.reason,
+            "actor": self.actor,
+            "gate": None if self.gate is None else {"name": self.gate.name, "message": self.gate.message},
+            "error": self.error,
+            "notes": list(self.notes),
+            "dry_run": self.dry_run,
+            "timings_ms": self.timings.to_json(),
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+        }

@@ -1,0 +1,15 @@
+"""The names that services and colors have inside a rendered configuration."""
+
+from __future__ import annotations
+
+from lbswitch.core.model import Color
+
+
+def pool_name(service: str, color: Color) -> str:
+    """The nginx `upstream` or HAProxy `backend` of a color: `shop_blue`."""
+    return f"{service}_{color}"
+
+
+def variable_name(service: str) -> str:
+    """The service inside nginx variable names, which hold no `-`: `my-shop` becomes `my_shop`."""
+    return service.replace("-", "_")

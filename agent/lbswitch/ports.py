@@ -1,0 +1,149 @@
+"""What lbswitch needs from the world, as Protocols; `wiring` is the only place that picks implementations.
+
+All of these are synchronous and may block; the agent calls them from worker threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lbswitch.core.model import Intent, Observation, Operation, ServerKey
+
+REVISION_MARK = "@@LBSWITCH_REVISION@@"
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedFile:
+    """One file that lbswitch writes for the balancer; `secret` content is never shown and has mode 0600."""
+
+    name: str
+    content: bytes
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A complete rendered configuration. `revision` names its content: twelve hex digits of a SHA-256."""
+
+    files: tuple[RenderedFile, ...]
+    revision: str
+
+    @classmethod
+    def of(cls, files: Iterable[RenderedFile]) -> Rendered:
+        """Hash the files and write the revision where they hold `REVISION_MARK`."""
+        ordered = tuple(sorted(files, key=lambda file: file.name))
+        digest = hashlib.sha256()
+        for file in ordered:
+            digest.update(file.name.encode() + b"\0" + str(len(file.content)).encode() + b"\0" + file.content)
+        revision = digest.hexdigest()[:12]
+        mark, value = REVISION_MARK.encode(), revision.encode()
+        return cls(tuple(RenderedFile(f.name, f.content.replace(mark, value), f.secret) for f in ordered), revision)
+
+
+class Balancer(Protocol):
+    """An nginx or a HAProxy on this host."""
+
+    @property
+    def reload_is_free(self) -> bool:
+        """Whether a reload costs clients nothing with this version of the balancer."""
+
+    def version(self) -> str:
+        """The version of the program, such as `1.22.1`.
+
+        Raises: BalancerMissing, BalancerTooOld (with what needs which version).
+        """
+
+    def render(self, intent: Intent) -> Rendered:
+        """The configuration for this intent. Changes nothing; the same inputs give the same bytes.
+
+        Raises: RenderFailed.
+        """
+
+    def check(self, rendered: Rendered) -> None:
+        """Let the balancer's own checker judge it. Leaves nothing behind.
+
+        Raises: CheckFailed with the checker's words.
+        """
+
+    def installed(self) -> str | None:
+        """The revision that is on disk now, or None before the first installation."""
+
+    def read(self, revision: str) -> Rendered:
+        """An installed or previously installed configuration. Raises: StateError when it is no longer kept."""
+
+    def install(self, rendered: Rendered) -> None:
+        """Put it on disk, durably and all files at once. Does not reload. Raises: StateError."""
+
+    def reinstall(self, revision: str) -> None:
+        """Put back what was installed before. Does not reload. Raises: StateError when it is no longer kept."""
+
+    def reload(self) -> None:
+        """Make the running balancer read what is installed. Raises: ReloadFailed."""
+
+    def commit(self, intent: Intent, changed: Collection[str]) -> None:
+        """Move the pointer (nginx) or the maps (HAProxy), on disk and in every running worker.
+
+        `changed` names the services that differ from the last commit, all move at one instant. Works with the balancer
+        stopped too: then only the disk changes. Idempotent. Raises: CommitFailed.
+        """
+
+    def committed(self) -> Intent | None:
+        """Routes and generations that the disk says are served (`ejected` empty), or None before the first commit."""
+
+    def observe(self, service: str) -> Observation:
+        """Ask the service's own listener, on a fresh connection. Raises: NotSeen."""
+
+    def eject(self, ejected: frozenset[ServerKey]) -> bool:
+        """Leave exactly these servers out, at once, in the running process.
+
+        False when this balancer can only do it by rendering and reloading.
+        """
+
+    def is_running(self) -> bool:
+        """Whether the managed balancer's main process is alive."""
+
+    def start(self) -> None:
+        """Start what is installed, detached from the caller. Raises: StartFailed (names a port that is taken)."""
+
+    def stop(self) -> None:
+        """Stop it, letting requests in flight finish for a bounded time. Raises: StartFailed."""
+
+
+class Store(Protocol):
+    """Journal, history and intent; every write is on disk when the call returns."""
+
+    def intent(self) -> Intent | None:
+        """What should be served, as last completed; None on a fresh state directory."""
+
+    def save_intent(self, intent: Intent) -> None:
+        """Record an intent outside of any operation (first start, configuration change)."""
+
+    def begin(self, operations: Sequence[Operation], before: Intent, after: Intent) -> list[Operation]:
+        """Write INTENT: these operations are about to move `before` to `after`. Returns them with their ids."""
+
+    def finish(self, operations: Sequence[Operation], intent: Intent) -> None:
+        """Write how they ended, together with what is intended from now on, in one transaction."""
+
+    def record(self, operation: Operation) -> Operation:
+        """Add one that changed nothing (`already`, `refused`, ...). Returns it with its id."""
+
+    def unfinished(self) -> tuple[list[Operation], Intent, Intent] | None:
+        """Operations that a crash left open with the intents before and after, or None."""
+
+    def operation(self, operation_id: int) -> Operation | None:
+        """One operation by id."""
+
+    def history(self, limit: int, service: str | None = None) -> list[Operation]:
+        """The newest first."""
+
+    def freeze(self, service: str, reason: str) -> None:
+        """Latch a service until a person releases it."""
+
+    def release(self, service: str) -> bool:
+        """End a freeze; False when there was none."""
+
+    def frozen(self) -> Mapping[str, str]:
+        """Frozen services with the reason."""
