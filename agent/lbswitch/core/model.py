@@ -89,8 +89,9 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class ServiceIntent:
-    """What one service should serve: its route, the generation in which that last changed, and whether
-    its configuration is rendered so that weights can move without a reload.
+    """What one service should serve, and since which generation.
+
+    `weighted` says that its configuration is rendered so that weights move without a reload.
     """
 
     route: Route
@@ -125,8 +126,10 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the service's own listener said: the color that this request would have gone to, the
-    generation of the pointer or map that chose it, and the revision of the configuration that runs.
+    """What the service's own listener said about one request.
+
+    The color it would have gone to, the generation of the pointer or map that chose it, the revision of the
+    configuration that the worker runs, and green's share of the traffic in percent.
     """
 
     color: Color
