@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lbswitch.core.model import Intent, Observation, Operation, ServerKey
+from lbswitch.core.model import Intent, Observation, Operation, ServerKey, ServiceIntent
 
 REVISION_MARK = "@@LBSWITCH_REVISION@@"
 
@@ -113,25 +113,30 @@ class Balancer(Protocol):
 
 
 class Store(Protocol):
-    """Journal, history and intent; every write is on disk when the call returns."""
+    """Journal, history and intent; every write is on disk when the call returns. All raise StateError."""
 
-    def intent(self) -> Intent | None:
-        """What should be served, as last completed; None on a fresh state directory."""
+    def services(self) -> dict[str, ServiceIntent]:
+        """What every service should serve, as last completed; empty on a fresh state directory."""
 
-    def save_intent(self, intent: Intent) -> None:
-        """Record an intent outside of any operation (first start, configuration change)."""
+    def generation(self) -> int:
+        """The newest generation ever given out."""
 
-    def begin(self, operations: Sequence[Operation], before: Intent, after: Intent) -> list[Operation]:
+    def save_services(self, services: Mapping[str, ServiceIntent], generation: int) -> None:
+        """Replace what is intended, outside of any operation (first start, configuration change)."""
+
+    def begin(
+        self, operations: Sequence[Operation], before: Mapping[str, ServiceIntent], after: Mapping[str, ServiceIntent]
+    ) -> list[Operation]:
         """Write INTENT: these operations are about to move `before` to `after`. Returns them with their ids."""
 
-    def finish(self, operations: Sequence[Operation], intent: Intent) -> None:
-        """Write how they ended, together with what is intended from now on, in one transaction."""
+    def finish(self, operations: Sequence[Operation], services: Mapping[str, ServiceIntent]) -> None:
+        """Write how they ended and what these services serve from now on, in one transaction."""
 
     def record(self, operation: Operation) -> Operation:
         """Add one that changed nothing (`already`, `refused`, ...). Returns it with its id."""
 
-    def unfinished(self) -> tuple[list[Operation], Intent, Intent] | None:
-        """Operations that a crash left open with the intents before and after, or None."""
+    def unfinished(self) -> list[OpenOperation]:
+        """Operations that a crash left open, oldest first."""
 
     def operation(self, operation_id: int) -> Operation | None:
         """One operation by id."""
@@ -139,11 +144,41 @@ class Store(Protocol):
     def history(self, limit: int, service: str | None = None) -> list[Operation]:
         """The newest first."""
 
+    def last_move(self, service: str) -> Operation | None:
+        """The last completed operation that made another color live."""
+
+    def automatic_since(self, service: str, since: float) -> list[float]:
+        """When completed or attempted failovers of this service began, after `since` (seconds since the epoch)."""
+
     def freeze(self, service: str, reason: str) -> None:
         """Latch a service until a person releases it."""
 
     def release(self, service: str) -> bool:
         """End a freeze; False when there was none."""
 
-    def frozen(self) -> Mapping[str, str]:
+    def frozen(self) -> dict[str, str]:
         """Frozen services with the reason."""
+
+    def answer(self, key: str) -> StoredAnswer | None:
+        """What an earlier request with this idempotency key was answered."""
+
+    def keep_answer(self, key: str, answer: StoredAnswer) -> None:
+        """Remember the answer to a request with an idempotency key."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOperation:
+    """An operation that was begun, with what its service served before and should serve after."""
+
+    operation: Operation
+    before: ServiceIntent
+    after: ServiceIntent
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """An HTTP answer as it was given: digest of the request it belongs to, status, and JSON text."""
+
+    request: str
+    status: int
+    body: str

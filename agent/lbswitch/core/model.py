@@ -101,7 +101,7 @@ class ServiceIntent:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the whole balancer should serve. `generation` is the newest of the services'.
+    """What the whole balancer should serve; `generation` grows with every change of it.
 
     `ejected` are servers that fail their checks and are left out of their pool; never a whole pool.
     """
@@ -110,14 +110,11 @@ class Intent:
     generation: int
     ejected: frozenset[ServerKey] = field(default_factory=frozenset)
 
-    def with_routes(self, routes: Mapping[str, Route]) -> Intent:
-        """The next generation, in which these services go there; a split route makes its service weighted."""
-        generation = self.generation + 1
-        changed = {
-            name: ServiceIntent(route, generation, self.services[name].weighted or route.is_split)
-            for name, route in routes.items()
-        }
-        return replace(self, services=MappingProxyType({**self.services, **changed}), generation=generation)
+    def with_services(self, services: Mapping[str, ServiceIntent], generation: int | None = None) -> Intent:
+        """The same with these services changed; the generation is theirs if it is newer."""
+        merged = MappingProxyType({**self.services, **services})
+        newest = max([self.generation, *(service.generation for service in services.values())])
+        return replace(self, services=merged, generation=newest if generation is None else generation)
 
     def with_ejected(self, ejected: frozenset[ServerKey]) -> Intent:
         """The same routes with these servers left out."""

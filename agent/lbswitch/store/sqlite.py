@@ -1,0 +1,297 @@
+"""Journal, history and intent in one SQLite file (WAL, synchronous FULL): a call that returned is on disk."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lbswitch.core.model import (
+    Color,
+    Gate,
+    Kind,
+    Operation,
+    OperationState,
+    Route,
+    ServiceIntent,
+    Timings,
+)
+from lbswitch.errors import StateError
+from lbswitch.ports import OpenOperation, StoredAnswer
+
+_VERSION = 1
+_ANSWERS_KEPT = 10_000
+_SCHEMA = """
+CREATE TABLE service (
+    name TEXT PRIMARY KEY, live TEXT NOT NULL, weight INTEGER NOT NULL,
+    generation INTEGER NOT NULL, weighted INTEGER NOT NULL
+);
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE operation (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, service TEXT NOT NULL,
+    source TEXT NOT NULL, target TEXT NOT NULL, weight INTEGER NOT NULL, state TEXT NOT NULL,
+    generation INTEGER NOT NULL, reason TEXT NOT NULL, actor TEXT NOT NULL,
+    gate TEXT, error TEXT, notes TEXT NOT NULL, timings TEXT NOT NULL,
+    started_at REAL NOT NULL, ended_at REAL, intent_before TEXT, intent_after TEXT
+);
+CREATE INDEX operation_by_service ON operation (service, id);
+CREATE INDEX operation_open ON operation (id) WHERE state = 'open';
+CREATE TABLE freeze (service TEXT PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE answer (key TEXT PRIMARY KEY, request TEXT NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL);
+INSERT INTO counter VALUES ('generation', 0);
+"""
+
+
+class SqliteStore:
+    """The `ports.Store` of an agent. One connection, used by several threads under a lock."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file, mode 0600. Raises: StateError (not writable, full, damaged, newer version)."""
+        self._path = path
+        self._lock = threading.RLock()
+        with self._translated():
+            path.touch(mode=0o600)
+            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
+        try:
+            with self._translated():
+                self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+    def _prepare(self) -> None:
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if version > _VERSION:
+            raise StateError(
+                f"{self._path} was written by a newer lbswitch (format {version}, this one knows {_VERSION}); "
+                "nothing was changed: start the newer version, or keep this file aside to begin anew"
+            )
+        if version == 0:
+            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StateError(f"{self._path}: {error}") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._translated():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock, self._translated():
+            return self._database.execute(query, values).fetchall()
+
+    def services(self) -> dict[str, ServiceIntent]:
+        """What every service should serve, as last completed."""
+        rows = self._rows("SELECT name, live, weight, generation, weighted FROM service")
+        return {
+            name: ServiceIntent(Route(Color(live), weight), generation, bool(weighted))
+            for name, live, weight, generation, weighted in rows
+        }
+
+    def generation(self) -> int:
+        """The newest generation ever given out."""
+        return int(self._rows("SELECT value FROM counter WHERE name = 'generation'")[0][0])
+
+    def save_services(self, services: Mapping[str, ServiceIntent], generation: int) -> None:
+        """Replace what is intended."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM service")
+            _put_services(database, services)
+            _raise_generation(database, generation)
+
+    def begin(
+        self, operations: Sequence[Operation], before: Mapping[str, ServiceIntent], after: Mapping[str, ServiceIntent]
+    ) -> list[Operation]:
+        """Write INTENT."""
+        with self._transaction() as database:
+            _raise_generation(database, max(intent.generation for intent in after.values()))
+            return [
+                _insert(database, operation, before[operation.service], after[operation.service])
+                for operation in operations
+            ]
+
+    def finish(self, operations: Sequence[Operation], services: Mapping[str, ServiceIntent]) -> None:
+        """Write how they ended and what is intended from now on."""
+        with self._transaction() as database:
+            _put_services(database, services)
+            for operation in operations:
+                columns = _columns(operation)
+                assignments = ", ".join(f"{name} = ?" for name in columns)
+                database.execute(
+                    f"UPDATE operation SET {assignments} WHERE id = ?",  # noqa: S608 - our own column names
+                    (*columns.values(), operation.id),
+                )
+
+    def record(self, operation: Operation) -> Operation:
+        """Add one that changed nothing."""
+        with self._transaction() as database:
+            return _insert(database, operation, None, None)
+
+    def unfinished(self) -> list[OpenOperation]:
+        """Operations that a crash left open, oldest first."""
+        rows = self._rows(
+            f"SELECT {_NAMES}, intent_before, intent_after FROM operation WHERE state = 'open' ORDER BY id"  # noqa: S608
+        )
+        return [OpenOperation(_operation(row[:-2]), _intent(row[-2]), _intent(row[-1])) for row in rows]
+
+    def operation(self, operation_id: int) -> Operation | None:
+        """One operation by id."""
+        rows = self._rows(f"SELECT {_NAMES} FROM operation WHERE id = ?", operation_id)  # noqa: S608
+        return _operation(rows[0]) if rows else None
+
+    def history(self, limit: int, service: str | None = None) -> list[Operation]:
+        """The newest first."""
+        where, values = ("WHERE service = ?", [service]) if service is not None else ("", [])
+        query = f"SELECT {_NAMES} FROM operation {where} ORDER BY id DESC LIMIT ?"  # noqa: S608
+        return [_operation(row) for row in self._rows(query, *values, limit)]
+
+    def last_move(self, service: str) -> Operation | None:
+        """The last completed operation that made another color live."""
+        query = (
+            f"SELECT {_NAMES} FROM operation WHERE service = ? AND state = 'done' "  # noqa: S608
+            "AND source <> target AND weight = 100 AND kind <> 'weight' ORDER BY id DESC LIMIT 1"
+        )
+        rows = self._rows(query, service)
+        return _operation(rows[0]) if rows else None
+
+    def automatic_since(self, service: str, since: float) -> list[float]:
+        """When failovers of this service began, after `since`."""
+        query = (
+            "SELECT started_at FROM operation WHERE service = ? AND kind = 'failover' AND started_at > ? ORDER BY id"
+        )
+        return [row[0] for row in self._rows(query, service, since)]
+
+    def freeze(self, service: str, reason: str) -> None:
+        """Latch a service until a person releases it."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO freeze VALUES (?, ?)", (service, reason))
+
+    def release(self, service: str) -> bool:
+        """End a freeze."""
+        with self._transaction() as database:
+            return database.execute("DELETE FROM freeze WHERE service = ?", (service,)).rowcount > 0
+
+    def frozen(self) -> dict[str, str]:
+        """Frozen services with the reason."""
+        return dict(self._rows("SELECT service, reason FROM freeze"))
+
+    def answer(self, key: str) -> StoredAnswer | None:
+        """What an earlier request with this key was answered."""
+        rows = self._rows("SELECT request, status, body FROM answer WHERE key = ?", key)
+        return StoredAnswer(*rows[0]) if rows else None
+
+    def keep_answer(self, key: str, answer: StoredAnswer) -> None:
+        """Remember an answer; the oldest beyond ten thousand are forgotten."""
+        with self._transaction() as database:
+            values = (key, answer.request, answer.status, answer.body)
+            database.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?)", values)
+            database.execute("DELETE FROM answer WHERE rowid <= (SELECT max(rowid) FROM answer) - ?", (_ANSWERS_KEPT,))
+
+
+def _put_services(database: sqlite3.Connection, services: Mapping[str, ServiceIntent]) -> None:
+    database.executemany(
+        "INSERT OR REPLACE INTO service VALUES (?, ?, ?, ?, ?)",
+        [
+            (name, str(intent.route.live), intent.route.weight, intent.generation, int(intent.weighted))
+            for name, intent in services.items()
+        ],
+    )
+
+
+def _raise_generation(database: sqlite3.Connection, generation: int) -> None:
+    database.execute("UPDATE counter SET value = max(value, ?) WHERE name = 'generation'", (generation,))
+
+
+def _insert(
+    database: sqlite3.Connection, operation: Operation, before: ServiceIntent | None, after: ServiceIntent | None
+) -> Operation:
+    columns: dict[str, object] = _columns(operation)
+    columns["intent_before"], columns["intent_after"] = _intent_text(before), _intent_text(after)
+    marks = ", ".join("?" * len(columns))
+    statement = f"INSERT INTO operation ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - our own column names
+    return replace(operation, id=database.execute(statement, tuple(columns.values())).lastrowid or 0)
+
+
+def _columns(operation: Operation) -> dict[str, object]:
+    gate = operation.gate
+    return {
+        "kind": str(operation.kind),
+        "service": operation.service,
+        "source": str(operation.source),
+        "target": str(operation.target),
+        "weight": operation.weight,
+        "state": str(operation.state),
+        "generation": operation.generation,
+        "reason": operation.reason,
+        "actor": operation.actor,
+        "gate": None if gate is None else json.dumps([gate.name, gate.message]),
+        "error": operation.error,
+        "notes": json.dumps(operation.notes),
+        "timings": json.dumps(operation.timings.to_json()),
+        "started_at": operation.started_at,
+        "ended_at": operation.ended_at,
+    }
+
+
+_NAMES = (
+    "id, kind, service, source, target, weight, state, generation, reason, actor, gate, error, notes, timings, "
+    "started_at, ended_at"
+)
+
+
+def _operation(row: tuple[Any, ...]) -> Operation:
+    (identity, kind, service, source, target, weight, state, generation, reason, actor, gate, error, notes, timings,
+     started_at, ended_at) = row  # fmt: skip
+    return Operation(
+        id=identity,
+        kind=Kind(kind),
+        service=service,
+        source=Color(source),
+        target=Color(target),
+        weight=weight,
+        state=OperationState(state),
+        generation=generation,
+        reason=reason,
+        actor=actor,
+        gate=None if gate is None else Gate(*json.loads(gate)),
+        error=error,
+        notes=tuple(json.loads(notes)),
+        timings=Timings(**json.loads(timings)),
+        started_at=started_at,
+        ended_at=ended_at,
+    )
+
+
+def _intent_text(intent: ServiceIntent | None) -> str | None:
+    if intent is None:
+        return None
+    return json.dumps([str(intent.route.live), intent.route.weight, intent.generation, intent.weighted])
+
+
+def _intent(text: str) -> ServiceIntent:
+    live, weight, generation, weighted = json.loads(text)
+    return ServiceIntent(Route(Color(live), weight), generation, weighted)
