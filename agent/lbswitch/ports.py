@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lbswitch.core.model import Intent, Observation, Operation, ServerKey, ServiceIntent
+from lbswitch.core.decide import PoolFacts
+from lbswitch.core.model import Color, Intent, Observation, Operation, ServerKey, ServiceIntent
 
 REVISION_MARK = "@@LBSWITCH_REVISION@@"
 
@@ -110,6 +111,13 @@ class Balancer(Protocol):
 
     def stop(self) -> None:
         """Stop it, letting requests in flight finish for a bounded time. Raises: StartFailed."""
+
+
+class HealthView(Protocol):
+    """What the checks know right now; may be read from any thread."""
+
+    def facts(self, service: str, color: Color) -> PoolFacts:
+        """State of a color with the checks behind it."""
 
 
 class Store(Protocol):

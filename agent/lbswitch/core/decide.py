@@ -110,7 +110,7 @@ def decide(state: FailoverState, observation: Observation, now: float) -> tuple[
         reason = f"{bad} is unhealthy ({observation.pool(bad).summary}); {bad.other} is healthy"
         return FailoverState((*_recent(state, now), now)), (Failover(bad.other, reason),)
     if isinstance(obstacle, Latch):
-        return replace(state, problem=obstacle.reason), (obstacle,)
+        return replace(state, problem=f"frozen, {obstacle.reason}"), (obstacle,)
     if _kind_of(obstacle) == _kind_of(state.problem):
         return replace(state, problem=obstacle), ()
     return replace(state, problem=obstacle), (Hold(obstacle),)
