@@ -47,7 +47,7 @@ class App:
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.rstrip("\r\n").split("\r\n")
-        method, target, _ = first.split(" ", 2)
+        method, target, protocol = first.split(" ", 2)
         headers = {}
         for line in lines:
             key, _, value = line.partition(":")
@@ -60,7 +60,8 @@ class App:
         size = 0
         async for chunk in self._body(reader, headers):
             size += len(chunk)
-        keep = headers.get("connection", "").lower() != "close"
+        asked = headers.get("connection", "").lower()
+        keep = asked == "keep-alive" if protocol == "HTTP/1.0" else asked != "close"
         if url.path == "/stream":
             await self._stream(writer, int(query.get("n", "5")), float(query.get("ms", "100")))
             return keep
@@ -111,7 +112,7 @@ class App:
     async def _stream(self, writer: asyncio.StreamWriter, count: int, pause_ms: float) -> None:
         writer.write(
             f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nX-App: {self.name}\r\n"
-            "Transfer-Encoding: chunked\r\n\r\n".encode()
+            f"X-Version: {self.version}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         )
         for number in range(count):
             data = f"{self.name} {number}\n".encode()
@@ -142,7 +143,9 @@ class App:
                 await writer.drain()
                 return
             answer = f"{self.name}:".encode() + data
-            writer.write(bytes([0x81, len(answer)]) + answer)
+            long = len(answer) > 125
+            size_bytes = bytes([126]) + len(answer).to_bytes(2, "big") if long else bytes([len(answer)])
+            writer.write(b"\x81" + size_bytes + answer)
             await writer.drain()
 
 
