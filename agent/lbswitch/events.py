@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ class Events:
         self._listeners: list[Listener] = []
         self._recent: deque[Event] = deque(maxlen=_KEPT)
         self._last = 0
+        self._said: dict[str, str] = {}
 
     def emit(self, type_: str, message: str, service: str | None = None, level: str = "info", **data: Any) -> None:
         """Tell everybody; listeners must return at once and not raise."""
@@ -59,6 +60,25 @@ class Events:
             listeners = tuple(self._listeners)
         for listener in listeners:
             listener(event)
+
+    def once(self, topic: str, type_: str, message: str, service: str | None = None, level: str = "error") -> None:
+        """Emit, unless the same was the last thing said on this topic."""
+        if self._said.get(topic) != message:
+            self._said[topic] = message
+            self.emit(type_, message, service, level)
+
+    def over(self, topic: str) -> None:
+        """The topic is closed: what was said on it may be said anew."""
+        self._said.pop(topic, None)
+
+    async def guard(self, doing: str, work: Awaitable[object]) -> None:
+        """Await one round of a loop that must live on; whatever it raises is said once."""
+        try:
+            await work
+        except Exception as error:
+            self.once(doing, "trouble", f"{doing}: {error or type(error).__name__}")
+        else:
+            self.over(doing)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Hand every further event to `listener` until the returned function is called."""

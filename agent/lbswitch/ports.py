@@ -106,6 +106,12 @@ class Balancer(Protocol):
     def is_running(self) -> bool:
         """Whether the managed balancer's main process is alive."""
 
+    def is_stopped_on_purpose(self) -> bool:
+        """Whether `stop` was the last thing said, so that nobody should start it again by itself."""
+
+    def warnings(self) -> list[str]:
+        """What works but should be mended, as sentences: what, why, how."""
+
     def start(self) -> None:
         """Start what is installed, detached from the caller. Raises: StartFailed (names a port that is taken)."""
 
@@ -156,13 +162,13 @@ class Store(Protocol):
         """The last completed operation that made another color live."""
 
     def automatic_since(self, service: str, since: float) -> list[float]:
-        """When completed or attempted failovers of this service began, after `since` (seconds since the epoch)."""
+        """When failovers of this service began, after `since` and after the last release (seconds since the epoch)."""
 
     def freeze(self, service: str, reason: str) -> None:
         """Latch a service until a person releases it."""
 
-    def release(self, service: str) -> bool:
-        """End a freeze; False when there was none."""
+    def release(self, service: str, at: float) -> bool:
+        """End a freeze; False when there was none. Automatic switches before `at` no longer count."""
 
     def frozen(self) -> dict[str, str]:
         """Frozen services with the reason."""

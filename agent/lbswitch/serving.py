@@ -51,7 +51,8 @@ class Serving:
         self.intent = Intent({}, 0)
         self.sights: dict[str, Sight] = {}
         self.files_problem: str | None = None
-        self.unsettled = False
+        self._pending: Undo | None = None
+        self._refused: str | None = None
         self._events = events
         self._step = on_step or (lambda _name: None)
 
@@ -164,27 +165,26 @@ class Serving:
             self.balancer.reload()
 
     def put_back(self, undo: Undo) -> None:
-        """Serve again what was served, and see it. Raises: BalancerError, StateError."""
+        """Serve again what was served, and see it. Raises: BalancerError, StateError; `settle` then tries again."""
         self._step("revert")
         with self.mutex:
-            before = self.intent
-            self.intent = before.with_services(undo.services)
+            self._pending = undo
+            self.intent = self.intent.with_services(undo.services)
             if undo.revision is not None and undo.revision != self.balancer.installed():
                 self.balancer.reinstall(undo.revision)
                 if self.balancer.is_running():
                     self.balancer.reload()
-            self.unsettled = True
             self.balancer.commit(self.intent, undo.services)
-            self.unsettled = False
+            self._pending = None
         self.verify(undo.services, reloaded=undo.revision is not None)
 
     def settle(self) -> bool:
-        """After a failed return: try again to commit what is intended. True when that was needed and worked."""
+        """Repeat a return that failed. True when there was one and it worked. Raises: BalancerError, StateError."""
         with self.mutex:
-            if not self.unsettled:
+            pending = self._pending
+            if pending is None:
                 return False
-            self.balancer.commit(self.intent, self.intent.services)
-            self.unsettled = False
+            self.put_back(pending)
             return True
 
     # -- starting, and changes other than switches -----------------------------------------------------------
@@ -322,6 +322,26 @@ class Serving:
             if time.monotonic() > deadline:
                 raise NotSeen(problem)
             time.sleep(_PAUSE_S)
+
+    def refresh(self) -> bool:
+        """Apply edited templates; True when something was installed. A refused edit is not checked over and over.
+
+        Raises: BalancerError, StateError; what served before still serves.
+        """
+        with self.mutex:
+            try:
+                rendered = self.balancer.render(self.intent)
+            except BalancerError as error:
+                self.files_problem = str(error)
+                raise
+            if rendered.revision == self._refused:
+                return False
+            self._refused = rendered.revision
+            files = self.changed_files(self.intent)
+            if files is not None:
+                self._install_or_return(files)
+            self._refused = None
+            return files is not None
 
     def revive(self) -> None:
         """Start the balancer again after it died, with what is installed. Raises: StartFailed, StateError."""

@@ -41,6 +41,7 @@ CREATE TABLE operation (
 );
 CREATE INDEX operation_by_service ON operation (service, id);
 CREATE INDEX operation_open ON operation (id) WHERE state = 'open';
+CREATE TABLE released (service TEXT PRIMARY KEY, at REAL NOT NULL);
 CREATE TABLE freeze (service TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE answer (key TEXT PRIMARY KEY, request TEXT NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL);
 INSERT INTO counter VALUES ('generation', 0);
@@ -183,16 +184,18 @@ class SqliteStore:
         query = (
             "SELECT started_at FROM operation WHERE service = ? AND kind = 'failover' AND started_at > ? ORDER BY id"
         )
-        return [row[0] for row in self._rows(query, service, since)]
+        released = self._rows("SELECT at FROM released WHERE service = ?", service)
+        return [row[0] for row in self._rows(query, service, max([since, *(row[0] for row in released)]))]
 
     def freeze(self, service: str, reason: str) -> None:
         """Latch a service until a person releases it."""
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO freeze VALUES (?, ?)", (service, reason))
 
-    def release(self, service: str) -> bool:
-        """End a freeze."""
+    def release(self, service: str, at: float) -> bool:
+        """End a freeze; automatic switches before `at` no longer count."""
         with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO released VALUES (?, ?)", (service, at))
             return database.execute("DELETE FROM freeze WHERE service = ?", (service,)).rowcount > 0
 
     def frozen(self) -> dict[str, str]:

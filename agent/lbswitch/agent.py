@@ -1,0 +1,136 @@
+"""The agent: one process that ties health, decisions, operations and upkeep together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lbswitch.automatic import Automatic, HealthMonitor
+from lbswitch.core.config import Config
+from lbswitch.core.model import Intent, Operation, Route, ServiceIntent
+from lbswitch.errors import UnknownService
+from lbswitch.events import Events
+from lbswitch.ports import Balancer, Store
+from lbswitch.serving import Serving
+from lbswitch.switch import Request, Switcher
+from lbswitch.upkeep import Upkeep
+
+
+class Agent:
+    """`start`, then `run` until `stop`, then `close`."""
+
+    def __init__(
+        self,
+        config_path: Path,
+        store: Store,
+        serving: Serving,
+        switcher: Switcher,
+        monitor: HealthMonitor,
+        events: Events,
+        load: Callable[[Path], tuple[Config, Balancer]],
+    ) -> None:
+        """`load` reads the configuration file and makes the balancer for it."""
+        self.config_path = config_path
+        self.store = store
+        self.serving = serving
+        self.switcher = switcher
+        self.monitor = monitor
+        self.events = events
+        self.started_at = time.time()
+        self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch")
+        self._stopping = asyncio.Event()
+        self.automatic = Automatic(serving, switcher, store, monitor, events, self.in_thread)
+        self.upkeep = Upkeep(
+            config_path, serving, switcher, store, events, load, self._reconfigured, self.in_thread
+        )  # fmt: skip
+
+    @property
+    def config(self) -> Config:
+        """The configuration that is served; an invalid file on disk does not change it."""
+        return self.serving.config
+
+    async def start(self) -> None:
+        """Begin to check, end what a crash left open, make the balancer serve what is intended, and look."""
+        await self.monitor.start()
+        recovered = await self.in_thread(self.switcher.recover)
+        intent = self._first_intent(recovered)
+        for difference in await self.in_thread(self.serving.start, intent):
+            self.events.emit("differed", difference, level="warning")
+        if self.serving.files_problem:
+            self.events.emit("files-refused", self.serving.files_problem, level="error")
+        self.store.save_services(intent.services, intent.generation)
+        self.automatic.remember()
+
+    def _first_intent(self, recovered: Mapping[str, ServiceIntent]) -> Intent:
+        """What the journal says; without it what the disk says; for a new service `initial`."""
+        committed = self.serving.balancer.committed()
+        on_disk = {} if committed is None else committed.services
+        known = {**on_disk, **self.store.services(), **recovered}
+        newest = max(1, self.store.generation(), 0 if committed is None else committed.generation)
+        services = {}
+        for name, service in self.config.services.items():
+            intent = known.get(name) or ServiceIntent(Route(service.initial), newest)
+            services[name] = replace(intent, weighted=intent.weighted or service.weights is not None)
+        return Intent(services, newest)
+
+    async def run(self) -> None:
+        """All loops, until `stop`."""
+        loops = [self.automatic.run(), self.upkeep.run(), self.upkeep.look()]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        await self._stopping.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.automatic.finish()
+
+    def stop(self) -> None:
+        """Let `run` end; operations that are under way are completed."""
+        self._stopping.set()
+
+    async def close(self) -> None:
+        """End the checks and the threads."""
+        await self.monitor.stop()
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def in_thread(self, call: Callable[..., Any], *arguments: object) -> Any:
+        """Run something that blocks; a caller that goes away does not stop it."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments))
+
+    async def operate(self, request: Request) -> list[Operation]:
+        """Carry out a request. Raises what `Switcher.run` raises."""
+        try:
+            operations: list[Operation] = await self.in_thread(self.switcher.run, request)
+        finally:
+            self.automatic.mark(*request.services)
+        return operations
+
+    async def freeze(self, service: str, reason: str) -> None:
+        """Latch a service: no automatic switch, and none by hand but a rollback, until `release`."""
+        self._known(service)
+        await self.in_thread(self.store.freeze, service, reason)
+        self.events.emit("frozen", reason, service, "warning")
+        self.automatic.mark(service)
+
+    async def release(self, service: str) -> bool:
+        """End a freeze, and forget the automatic switches that led to it; False when there was none."""
+        self._known(service)
+        released = bool(await self.in_thread(self.store.release, service, time.time()))
+        if released:
+            self.automatic.forget(service)
+            self.events.emit("released", "the freeze is over", service)
+        self.automatic.mark(service)
+        return released
+
+    def _known(self, service: str) -> None:
+        if service not in self.config.services:
+            known = ", ".join(sorted(self.config.services))
+            raise UnknownService(f"there is no service {service!r}; known: {known}")
+
+    def _reconfigured(self, config: Config) -> None:
+        self.monitor.update(config.services)
+        self.automatic.mark(*config.services)

@@ -1,0 +1,57 @@
+"""What requests may say; unknown fields are errors."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from lbswitch.core.model import Color
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds control characters")
+    return text
+
+
+Reason = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SwitchBody(_Body):
+    """Where traffic should go. `weight` is the percentage that `to` gets; `expect` the color that must be live now."""
+
+    to: Annotated[Color, Field(strict=False)]
+    weight: int = Field(100, ge=0, le=100)
+    expect: Annotated[Color | None, Field(strict=False)] = None
+    reason: Reason = ""
+    force: bool = False
+    dry_run: bool = False
+
+
+class SwitchManyBody(SwitchBody):
+    """The same for several services at one instant; without `services` for all."""
+
+    services: list[str] | None = Field(None, min_length=1)
+
+
+class RollbackBody(_Body):
+    """Back to what was serving before."""
+
+    reason: Reason = ""
+    force: bool = False
+    dry_run: bool = False
+
+
+class ReasonBody(_Body):
+    """Why."""
+
+    reason: Reason = ""
+
+
+class EmptyBody(_Body):
+    """Nothing to say."""

@@ -1,0 +1,152 @@
+"""Puts the parts together; the only place that names concrete adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lbswitch import configfile, logs, sdnotify
+from lbswitch.agent import Agent
+from lbswitch.api.app import create_app
+from lbswitch.api.server import ApiServer, remove_socket, tcp_listener, unix_listener
+from lbswitch.automatic import PoolView
+from lbswitch.core.config import BalancerKind, Config
+from lbswitch.core.config_text import notes
+from lbswitch.core.health import ServerHealth
+from lbswitch.core.model import ServerKey
+from lbswitch.core.values import parse_endpoint
+from lbswitch.errors import StateError
+from lbswitch.events import Events
+from lbswitch.health.monitor import HealthMonitor
+from lbswitch.ports import Balancer
+from lbswitch.serving import Serving
+from lbswitch.store.sqlite import SqliteStore
+from lbswitch.switch import Switcher
+
+
+def make_balancer(config: Config) -> Balancer:
+    """The adapter that the configuration names."""
+    if config.balancer.kind is BalancerKind.NGINX:
+        from lbswitch.balancers.nginx import Nginx
+
+        return Nginx(config)
+    from lbswitch.balancers.haproxy import HAProxy
+
+    return HAProxy(config)
+
+
+def load(path: Path) -> tuple[Config, Balancer]:
+    """Read a configuration file and make its balancer. Raises: ConfigError, BalancerError."""
+    config = configfile.load(path)
+    return config, make_balancer(config)
+
+
+@contextlib.contextmanager
+def state_directory(path: Path) -> Iterator[None]:
+    """Make the state directory and hold it: one agent at a time. Raises: StateError."""
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = (path / "agent.lock").open("a+")
+    except OSError as error:
+        raise StateError(
+            f"agent.state_dir {path}: {error.strerror}: traffic is untouched; let the agent's user write there, or set "
+            "agent.state_dir to a directory of its own"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StateError(
+                f"agent.state_dir {path} is in use by another agent, pid {lock.read().strip() or 'unknown'}; "
+                "stop it first, or give this one a state directory of its own"
+            ) from None
+        try:
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
+        except OSError as error:
+            raise StateError(f"agent.state_dir {path}: {error.strerror}: the agent needs room to write") from error
+        yield
+
+
+def run_agent(
+    config_path: Path, log_format: str = "text", log_level: str = "info", socket_path: str | None = None
+) -> None:
+    """Run an agent until SIGTERM or SIGINT; SIGHUP reads the configuration again. Raises: LbswitchError."""
+    logs.set_up(log_format, log_level)
+    config_path = config_path.absolute()
+    config, balancer = load(config_path)
+    balancer.version()
+    with state_directory(Path(config.agent.state_dir)):
+        asyncio.run(_serve(config_path, config, balancer, Path(socket_path or config.agent.socket)))
+
+
+async def _serve(config_path: Path, config: Config, balancer: Balancer, socket_path: Path) -> None:
+    events = Events(time.time)
+    events.listen(logs.log_event)
+    store = SqliteStore(Path(config.agent.state_dir) / "lbswitch.db")
+    try:
+        agent = make_agent(config_path, config, balancer, store, events)
+        for note in [*notes(config), *balancer.warnings()]:
+            events.emit("note", note, level="warning")
+        listeners = [unix_listener(socket_path)]
+        try:
+            if config.agent.listen is not None:
+                listeners.append(tcp_listener(parse_endpoint(config.agent.listen)))
+            await _live(agent, listeners)
+        finally:
+            for listener in listeners:
+                listener.close()
+            remove_socket(socket_path)
+    finally:
+        store.close()
+
+
+def make_agent(config_path: Path, config: Config, balancer: Balancer, store: SqliteStore, events: Events) -> Agent:
+    """An agent with the real parts."""
+    agent: Agent | None = None
+
+    def health_changed(key: ServerKey, old: ServerHealth, new: ServerHealth) -> None:
+        if agent is not None:
+            agent.automatic.health_changed(key, old, new)
+
+    monitor = HealthMonitor(config.services, health_changed)
+    serving = Serving(config, balancer, events)
+    switcher = Switcher(serving, store, PoolView(monitor), events)
+    agent = Agent(config_path, store, serving, switcher, monitor, events, load)
+    return agent
+
+
+async def _live(agent: Agent, listeners: list[socket.socket]) -> None:
+    loop = asyncio.get_running_loop()
+    server = ApiServer(create_app(agent), listeners)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stop)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reread() -> None:
+        task = asyncio.create_task(agent.upkeep.reload_configuration())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reread)
+    try:
+        await agent.start()
+        serving = asyncio.create_task(server.serve())
+        agent.events.emit("ready", f"serving {len(agent.config.services)} services on {agent.config.balancer.kind}")
+        sdnotify.notify("READY=1")
+        await agent.run()
+        sdnotify.notify("STOPPING=1")
+        server.stop()
+        await serving
+        agent.events.emit("stopped", "the balancer goes on serving without the agent")
+    finally:
+        await agent.close()
