@@ -171,7 +171,7 @@ class _Client:
         self._started = time.monotonic()
         self._due = self._fresh_due = 0.0
         self._paced_at = self._started
-        self._tallies = [Tally("start", self._started, 0)]
+        self._tallies = [Tally("start", self._started)]
 
     # The outside
 
@@ -180,7 +180,8 @@ class _Client:
         if len(self._tallies) >= _PHASES:
             raise RuntimeError(f"more than {_PHASES} marks")
         now = time.monotonic()
-        self._tallies.append(Tally(name, now, len(self._in_flight)))
+        oldest = next(iter(self._in_flight), None)
+        self._tallies.append(Tally(name, now, len(self._in_flight), now - oldest.sent if oldest else 0.0))
         return now
 
     def report(self) -> Report:

@@ -42,12 +42,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """From one mark to the next. `started_s` is `time.monotonic()` at the mark, other times are ms after it."""
+    """From one mark to the next. `started_s` is `time.monotonic()` at the mark, other times are ms after it.
+
+    `in_flight_before` requests were sent before the mark and ended after it, the oldest `oldest_in_flight_ms` before it.
+    """
 
     name: str
     started_s: float
     duration_ms: float
     in_flight_before: int
+    oldest_in_flight_ms: float
     sent: int
     answered: int
     lost: int
@@ -154,7 +158,8 @@ class Tally:
 
     name: str
     started: float
-    in_flight_before: int
+    in_flight_before: int = 0
+    oldest_in_flight: float = 0.0  # its age, seconds
     sent: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     losses: _Span = field(default_factory=_Span)
@@ -183,6 +188,7 @@ class Tally:
             started_s=self.started,
             duration_ms=milliseconds(until - self.started),
             in_flight_before=self.in_flight_before,
+            oldest_in_flight_ms=milliseconds(self.oldest_in_flight),
             sent=self.sent,
             answered=answered,
             lost=lost,
