@@ -201,6 +201,7 @@ class Automatic:
             return
         self._next_ejection = time.monotonic() + _BETWEEN_RELOADS_S
         await self._in_thread(self._serving.set_ejected, wanted)
+        await self._in_thread(self._store.save_ejected, wanted)
         for key in sorted(wanted - before):
             self._events.emit("ejected", f"{key.color} {key.address} is left out of its pool", key.service, "warning")
         for key in sorted(before - wanted):
@@ -216,4 +217,5 @@ class Automatic:
         if any(pool.healthy < pool.total for pool in pools.values()):
             self._ailing.add(service)
         patience_s = 0.0 if self._serving.balancer.reload_is_free else settings.health.eject_after
-        return servers_to_eject(service, pools, now=time.time(), down_for_s=patience_s)
+        ejected = self._serving.intent.ejected
+        return servers_to_eject(service, pools, now=time.time(), down_for_s=patience_s, ejected=ejected)

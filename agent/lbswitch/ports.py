@@ -138,6 +138,12 @@ class Store(Protocol):
     def save_services(self, services: Mapping[str, ServiceIntent], generation: int) -> None:
         """Replace what is intended, outside of any operation (first start, configuration change)."""
 
+    def ejected(self) -> frozenset[ServerKey]:
+        """The servers that are left out of their pools."""
+
+    def save_ejected(self, ejected: frozenset[ServerKey]) -> None:
+        """Replace which servers are left out."""
+
     def begin(
         self, operations: Sequence[Operation], before: Mapping[str, ServiceIntent], after: Mapping[str, ServiceIntent]
     ) -> list[Operation]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from lbswitch.core import defaults
 from lbswitch.core.model import Color
 from lbswitch.core.values import (
+    Argument,
     BindAddress,
     Duration,
     DurationOrZero,
@@ -16,6 +22,8 @@ from lbswitch.core.values import (
     HostHeader,
     ServerAddress,
     ServiceName,
+    SocketPath,
+    Stickiness,
     Token,
     UrlPath,
     parse_endpoint,
@@ -30,22 +38,40 @@ class BalancerKind(StrEnum):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Misfit(NamedTuple):
+    """Two settings of one section that don't fit; `at` is the key to blame, from the section down."""
+
+    at: tuple[str, ...]
+    message: str
+
+
+def _refuse(misfits: Iterable[Misfit]) -> None:
+    """Tell pydantic of all of them at once; the error's context carries them under `misfits`."""
+    found = list(misfits)
+    if found:
+        words = "; ".join(f"{'.'.join(misfit.at)}: {misfit.message}" for misfit in found)
+        raise PydanticCustomError("misfits", "{words}", {"words": words, "misfits": found})
 
 
 class AgentConfig(_Section):
     """Where the agent keeps its state and where it listens."""
 
     state_dir: FilePath = Field(
-        "/var/lib/lbswitch", description="Pointer, journal, history; on a disk that survives a reboot."
+        defaults.STATE_DIR, description="Pointer, journal, history; on a disk that survives a reboot."
     )
-    socket: FilePath = Field("/run/lbswitch/agent.sock", description="Unix socket of the API, mode 0660.")
+    socket: SocketPath = Field(defaults.SOCKET, description="Unix socket of the API, mode 0660.")
     listen: BindAddress | None = Field(None, description="TCP address of the API; loopback only in this version.")
 
     @field_validator("listen")
     @classmethod
     def _listen_on_loopback(cls, value: str | None) -> str | None:
-        if value is not None and not parse_endpoint(value).is_loopback:
+        endpoint = None if value is None else parse_endpoint(value)
+        if endpoint is not None and endpoint.is_unix:
+            raise ValueError("is not a TCP address: the unix socket of the API is agent.socket")
+        if endpoint is not None and not endpoint.is_loopback:
             raise ValueError(
                 "is not a loopback address: beyond loopback the API requires TLS and tokens, which this version "
                 "does not have; listen on 127.0.0.1 or [::1], or use the unix socket"
@@ -80,23 +106,26 @@ class BalancerConfig(_Section):
     @classmethod
     def _only_managed(cls, value: bool) -> bool:
         if not value:
-            raise ValueError(
-                "false is not in this version: lbswitch writes and starts the balancer itself (managed: true)"
-            )
+            raise ValueError("is not in this version: lbswitch writes and starts the balancer itself (managed: true)")
         return value
 
 
 class PoolConfig(_Section):
     """The servers of one color."""
 
-    servers: tuple[ServerAddress, ...] = Field(min_length=1, max_length=1000)
+    servers: tuple[ServerAddress, ...] = Field(
+        min_length=1,
+        max_length=1000,
+        json_schema_extra={"uniqueItems": True},
+        description="Addresses, such as [127.0.0.1:9101].",
+    )
 
     @field_validator("servers")
     @classmethod
     def _no_server_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        twice = sorted({address for address in value if value.count(address) > 1})
+        twice = [address for address, count in Counter(value).items() if count > 1]
         if twice:
-            raise ValueError(f"lists {', '.join(twice)} twice")
+            raise ValueError(f"lists {', '.join(twice)} more than once")
         return value
 
 
@@ -108,22 +137,32 @@ class HealthType(StrEnum):
     COMMAND = "command"
 
 
+_STATUSES = re.compile(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
+
+
+def _status_range(item: object) -> tuple[int, int]:
+    if isinstance(item, list | tuple) and len(item) == 2 and all(type(end) is int for end in item):
+        item = f"{item[0]}-{item[1]}"
+    match = _STATUSES.fullmatch(str(item))
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 100 <= first <= last:
+        raise ValueError(f"holds {item!r}, which is not a status or a range of 100-599, such as 200 or 200-399")
+    return first, last
+
+
 def _status_ranges(value: object) -> object:
     """`200`, `200-399` or a list of both, as pairs of first and last."""
     items = value if isinstance(value, list | tuple) else [value]
-    ranges = []
-    for item in items:
-        if isinstance(item, tuple) and len(item) == 2:
-            ranges.append(item)
-            continue
-        first, _, last = str(item).partition("-")
-        if not (first.isdigit() and (last.isdigit() or not last)):
-            raise ValueError("is not a status or a range of them, such as 200 or 200-399")
-        low, high = int(first), int(last or first)
-        if not 100 <= low <= high <= 599:
-            raise ValueError("is not within 100-599")
-        ranges.append((low, high))
-    return tuple(ranges)
+    if not items:
+        raise ValueError("holds no status, so that nothing could pass: write one, such as 200 or 200-399")
+    return tuple(_status_range(item) for item in items)
+
+
+_Status = Annotated[int, Field(ge=100, le=599)] | Annotated[str, Field(pattern=rf"^{_STATUSES.pattern}$")]
+
+
+def _status_texts(ranges: tuple[tuple[int, int], ...]) -> list[str]:
+    return [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
 
 
 class HealthConfig(_Section):
@@ -136,13 +175,14 @@ class HealthConfig(_Section):
     port: int | None = Field(None, ge=1, le=65535, description="Check this port instead of the server's.")
     expect: Annotated[
         tuple[tuple[int, int], ...],
-        BeforeValidator(_status_ranges, json_schema_input_type=int | str | list[int | str]),
+        BeforeValidator(_status_ranges, json_schema_input_type=_Status | Annotated[list[_Status], Field(min_length=1)]),
+        PlainSerializer(_status_texts, return_type=list[str]),
     ] = Field(((200, 399),), description="Statuses that pass, such as 200 or [200-299, 401].")
     body: str | None = Field(
         None, min_length=1, max_length=1000, description="Text that the first 64 KiB of the body must hold."
     )
     tls: bool = Field(False, description="Check over TLS (the certificate is not verified).")
-    command: tuple[str, ...] | None = Field(
+    command: tuple[Argument, ...] | None = Field(
         None, min_length=1, description="argv; {address}, {host} and {port} are filled in. 0 passes."
     )
     interval: Duration = 1.0
@@ -150,17 +190,22 @@ class HealthConfig(_Section):
     jitter: float = Field(0.1, ge=0, le=0.5, description="Random share of the interval by which checks are spread.")
     rise: int = Field(2, ge=1, le=100, description="Passes in a row until a server is healthy.")
     fall: int = Field(2, ge=1, le=100, description="Failures in a row until a server is unhealthy.")
-    min_healthy: int = Field(1, ge=1, description="Healthy servers that make the color healthy.")
+    min_healthy: int = Field(1, ge=1, le=1000, description="Healthy servers that make the color healthy.")
     eject_after: Duration = Field(
         30.0,
         description="nginx before 1.27.4: how long a server stays down until a reload takes it out of its pool.",
     )
 
     @model_validator(mode="after")
-    def _command_with_its_type(self) -> Self:
-        if (self.type is HealthType.COMMAND) != (self.command is not None):
-            raise ValueError("type: command and command: [...] go together")
+    def _parts_fit(self) -> Self:
+        _refuse(self._misfits())
         return self
+
+    def _misfits(self) -> Iterator[Misfit]:
+        if self.type is HealthType.COMMAND and self.command is None:
+            yield Misfit(("type",), "is 'command', but there is no command: [...] to run")
+        if self.type is not HealthType.COMMAND and self.command is not None:
+            yield Misfit(("command",), f"is for type: command, but type is {self.type}")
 
 
 class FailoverConfig(_Section):
@@ -192,7 +237,7 @@ class CriterionConfig(_Section):
 
     threshold: float = Field(allow_inf_nan=False, ge=0)
     window: Duration
-    min_samples: int | None = Field(None, ge=1)
+    min_samples: int | None = Field(None, ge=1, le=1_000_000_000)
     quantile: float | None = Field(None, gt=0, lt=1)
     source: Token | None = None
 
@@ -227,7 +272,7 @@ class WeightsConfig(_Section):
     `sticky` is `none` (every request draws), `address`, `cookie:NAME` or `header:NAME`.
     """
 
-    sticky: Annotated[str, Field(pattern=r"^(none|address|(cookie|header):[A-Za-z0-9_-]{1,64})$")] = "none"
+    sticky: Stickiness = "none"
 
     @property
     def sticky_by(self) -> str:
@@ -272,10 +317,10 @@ class Mode(StrEnum):
 class ServiceConfig(_Section):
     """One traffic entry point with two colors."""
 
-    bind: BindAddress
+    bind: BindAddress = Field(description="Where clients connect, such as 127.0.0.1:8080.")
     mode: Mode = Mode.HTTP
-    blue: PoolConfig
-    green: PoolConfig
+    blue: PoolConfig = Field(description="A pool, such as {servers: [127.0.0.1:9101]}.")
+    green: PoolConfig = Field(description="A pool, such as {servers: [127.0.0.1:9102]}.")
     initial: Color = Color.BLUE
     switching: Switching | None = Field(None, description="By default pointer on nginx and map on HAProxy.")
     health: HealthConfig = HealthConfig()
@@ -291,22 +336,23 @@ class ServiceConfig(_Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        smaller = min(len(self.blue.servers), len(self.green.servers))
-        if self.health.min_healthy > smaller:
-            raise ValueError(f"health.min_healthy is {self.health.min_healthy}, but a color has only {smaller} servers")
-        if self.http2 and self.tls is None:
-            raise ValueError("http2 needs tls: clients negotiate it in the TLS handshake")
-        if self.mode is Mode.TCP:
-            self._fits_tcp()
+        _refuse(self._misfits())
         return self
 
-    def _fits_tcp(self) -> None:
-        if self.http2:
-            raise ValueError("http2 is for mode: http")
-        if self.weights is not None and self.weights.sticky_by in ("cookie", "header"):
-            raise ValueError(
-                f"weights.sticky: {self.weights.sticky} needs mode: http; in mode: tcp use none or address"
-            )
+    def _misfits(self) -> Iterator[Misfit]:
+        for color in Color:
+            servers = len(self.pool(color).servers)
+            if self.health.min_healthy > servers:
+                what = "1 server" if servers == 1 else f"{servers} servers"
+                words = f"is {self.health.min_healthy}, but {color} has only {what} and could never be healthy"
+                yield Misfit(("health", "min_healthy"), words)
+        if self.http2 and self.mode is Mode.TCP:
+            yield Misfit(("http2",), "is for mode: http")
+        elif self.http2 and self.tls is None:
+            yield Misfit(("http2",), "needs tls: clients negotiate it in the TLS handshake")
+        if self.mode is Mode.TCP and self.weights is not None and self.weights.sticky_by in ("cookie", "header"):
+            words = f"is {self.weights.sticky!r}, which needs mode: http; in mode: tcp use none or address"
+            yield Misfit(("weights", "sticky"), words)
 
     def pool(self, color: Color) -> PoolConfig:
         """The servers of `color`."""
@@ -317,8 +363,10 @@ class Config(_Section):
     """The whole file."""
 
     agent: AgentConfig = AgentConfig()
-    balancer: BalancerConfig
-    services: dict[ServiceName, ServiceConfig] = Field(min_length=1)
+    balancer: BalancerConfig = Field(description="At least {kind: nginx} or {kind: haproxy}.")
+    services: dict[ServiceName, ServiceConfig] = Field(
+        min_length=1, max_length=10_000, description="One section for each service, under its name."
+    )
 
     def switching(self, service: str) -> Switching:
         """How this service switches, with the balancer's default filled in."""

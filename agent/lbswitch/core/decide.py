@@ -100,15 +100,16 @@ Action = Failover | Latch | Hold | Recovered
 
 def decide(state: FailoverState, observation: Observation, now: float) -> tuple[FailoverState, tuple[Action, ...]]:
     """What to do about one service now. `now` is in seconds since the epoch; a clock set back only delays."""
+    state = replace(state, automatic=_recent(state, now))
     bad = _bad_color(observation)
     if bad is None:
         if state.problem is None:
             return state, ()
         return replace(state, problem=None), (Recovered(state.problem),)
-    obstacle = _obstacle(state, observation, bad, now)
+    obstacle = _obstacle(state.automatic, observation, bad, now)
     if obstacle is None:
         reason = f"{bad} is unhealthy ({observation.pool(bad).summary}); {bad.other} is healthy"
-        return FailoverState((*_recent(state, now), now)), (Failover(bad.other, reason),)
+        return FailoverState((*state.automatic, now)), (Failover(bad.other, reason),)
     if isinstance(obstacle, Latch):
         return replace(state, problem=f"frozen, {obstacle.reason}"), (obstacle,)
     if _kind_of(obstacle) == _kind_of(state.problem):
@@ -125,7 +126,7 @@ def _bad_color(observation: Observation) -> Color | None:
     return None
 
 
-def _obstacle(state: FailoverState, observation: Observation, bad: Color, now: float) -> str | Latch | None:
+def _obstacle(recent: tuple[float, ...], observation: Observation, bad: Color, now: float) -> str | Latch | None:
     """Why there is no failover away from `bad`, or None."""
     failed, rescue, limits = observation.pool(bad), observation.pool(bad.other), observation.limits
     if rescue.state is not PoolState.HEALTHY:
@@ -135,7 +136,6 @@ def _obstacle(state: FailoverState, observation: Observation, bad: Color, now: f
         return f"frozen, {bad} keeps the traffic: {bad}: {failed.summary}; frozen because: {observation.frozen}"
     if not limits.enabled:
         return f"failover is off (failover.enabled), {bad} keeps the traffic: {bad}: {failed.summary}"
-    recent = _recent(state, now)
     if len(recent) >= limits.max_per_hour:
         return Latch(
             f"{len(recent)} automatic switches within an hour (failover.max_per_hour {limits.max_per_hour}): "

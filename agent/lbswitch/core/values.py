@@ -1,53 +1,87 @@
 """Single values of the configuration: durations, addresses, names, paths; refused where they are read.
 
 Each check allows what is known to be harmless wherever the value lands (an nginx or HAProxy file, a map, a
-request line) and refuses the rest, so that no value can end a directive and begin another.
+request line) and refuses the rest, so that no value can end a directive and begin another. A message reads on from
+"is 'what was written', which": `is not a path that ...`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, core_schema
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$", re.ASCII)
-_HOST = re.compile(r"^(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})(?:\.[A-Za-z0-9_-]{1,63})*\.?$", re.ASCII)
-_PATH = re.compile(r"^/[A-Za-z0-9_@%+=:,./~-]*$", re.ASCII)
-_TOKEN = re.compile(r"^[A-Za-z0-9_-]{1,64}$", re.ASCII)
-_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,47}$", re.ASCII)
-_URL_PATH = re.compile(r"^/[A-Za-z0-9_@%+=:,./~!$&()*?-]*$", re.ASCII)
-_HOST_HEADER = re.compile(r"^[A-Za-z0-9_.:\[\]-]{1,255}$", re.ASCII)
+_UNITS_S = {"d": Decimal(86400), "h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
+_LONGEST_S = 366 * 86400.0
+_SHORTEST_S = 0.001  # what the balancers can be told
+_DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(ms|s|m|h|d)")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?")
+_ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?")  # libc reads 0x7f.1 as an address
+# HAProxy reads , ( ) and % inside map(...) and log formats.
+_PATH = re.compile(r"/[A-Za-z0-9_@+=:./~-]*")
+_SOCKET_PATH = re.compile(r"/[A-Za-z0-9_@+=./~-]*[A-Za-z0-9_@+=~-]")  # nginx ends a socket's path at a colon
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
+_URL_PATH = re.compile(r"/[A-Za-z0-9_@%+=:,./~!$&()*?-]*")
+_HOST_HEADER = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,255}")
+_STICKY = re.compile(r"none|address|(?:cookie|header):[A-Za-z0-9_-]{1,64}")
 _UNIX_MAX = 107  # sun_path is 108 bytes with its NUL (unix(7))
+_ADDRESS = "an address: write host:port with a port of 1-65535, [ipv6]:port or unix:/path"
 
 
 def parse_duration(text: object) -> float:
-    """Seconds in `250ms`, `1s`, `5m`, `2h` or `30d`. Raises: ValueError."""
-    if isinstance(text, float) and not isinstance(text, bool):
-        return text  # a default of our own, already in seconds
-    match = _DURATION.match(text) if isinstance(text, str) else None
+    """Seconds in `250ms`, `1s`, `5m`, `2h` or `30d`; a year at most. Raises: ValueError."""
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError("is not a duration: write a number and a unit, such as 250ms, 1s, 5m, 2h or 30d")
-    return float(match[1]) * _UNITS_S[match[2]]
+    seconds = float(Decimal(match[1]) * _UNITS_S[match[2]])
+    if seconds > _LONGEST_S:
+        raise ValueError("is longer than 366d")
+    return seconds
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest exact way to write it: `500ms`, `1s`, `5m`, `90s`."""
+    """The shortest exact way to write it: `500ms`, `1s`, `5m`, `90s`; `parse_duration` reads the same number."""
     if seconds == 0:
         return "0s"
-    for unit in ("d", "h", "m", "s"):
-        amount = seconds / _UNITS_S[unit]
-        if amount >= 1 and abs(amount - round(amount)) < 1e-9:
-            return f"{round(amount)}{unit}"
-    return f"{seconds * 1000:g}ms" if seconds < 1 else f"{seconds:g}s"
+    exact = Decimal(repr(float(seconds)))
+    for unit, length in _UNITS_S.items():
+        amount = exact / length
+        if amount >= 1 and amount == amount.to_integral_value():
+            return f"{amount:.0f}{unit}"
+    unit = "ms" if exact < 1 else "s"
+    return f"{exact / _UNITS_S[unit]:f}{unit}"
+
+
+def _duration(value: object, info: ValidationInfo) -> float:
+    """Text from a file; code may also pass seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and info.mode == "python":
+        if not 0 <= value < math.inf:
+            raise ValueError("is not a duration in seconds")
+        return float(value)
+    return parse_duration(value)
 
 
 def _positive(seconds: float) -> float:
-    if seconds <= 0:
-        raise ValueError("must be longer than 0")
+    if seconds < _SHORTEST_S:
+        raise ValueError("is shorter than 1ms")
     return seconds
 
 
@@ -100,36 +134,51 @@ class Endpoint:
 def parse_endpoint(text: str) -> Endpoint:
     """Read `127.0.0.1:80`, `[::1]:80`, `host.example:80`, `*:80` or `unix:/run/app.sock`. Raises: ValueError."""
     if text.startswith("unix:"):
-        path = file_path(text.removeprefix("unix:"))
-        if len(path.encode()) > _UNIX_MAX:
-            raise ValueError(f"the socket path has {len(path)} bytes, the system allows {_UNIX_MAX}")
-        return Endpoint(path=path)
-    host, separator, port = text.rpartition(":")
-    if not separator or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ValueError("is not an address: write host:port with a port of 1-65535, [ipv6]:port or unix:/path")
-    if host.startswith("[") and host.endswith("]"):
-        try:
-            return Endpoint(str(ipaddress.IPv6Address(host[1:-1])), int(port))
-        except ValueError:
-            raise ValueError(f"{host} is not an IPv6 address") from None
-    if ":" in host:
+        return Endpoint(path=socket_path(text.removeprefix("unix:")))
+    host, _, port = text.rpartition(":")
+    if not _PORT.fullmatch(port) or int(port) > 65535:
+        raise ValueError(f"is not {_ADDRESS}")
+    return Endpoint(_host(host), int(port))
+
+
+def _host(text: str) -> str:
+    """The canonical form of a host. Raises: ValueError."""
+    if text.startswith("[") and text.endswith("]"):
+        return _ipv6(text[1:-1])
+    if ":" in text:
         raise ValueError("is not an address: an IPv6 address goes in brackets, such as [::1]:8080")
-    if host == "*":
-        return Endpoint("*", int(port))
-    if re.fullmatch(r"[0-9.]+", host):
-        try:
-            return Endpoint(str(ipaddress.IPv4Address(host)), int(port))
-        except ValueError:
-            raise ValueError(f"{host} is not an IPv4 address") from None
-    if not _HOST.match(host):
-        raise ValueError(f"{host!r} is neither a host name nor an IP address")
-    return Endpoint(host, int(port))
+    if text == "*":
+        return text
+    if re.fullmatch(r"[0-9.]+", text):
+        return _ipv4(text)
+    if not _HOST.fullmatch(text) or _ENDS_IN_NUMBER.fullmatch(text):
+        raise ValueError("is not an address: the host is neither a host name nor an IP address")
+    return text.lower()
+
+
+def _ipv4(text: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise ValueError("is not an address: the host is not an IPv4 address") from None
+
+
+def _ipv6(text: str) -> str:
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ValueError("is not an address: what is in the brackets is not an IPv6 address") from None
+    if address.scope_id is not None:
+        raise ValueError("is not an address that can be used: zones (%...) are not supported")
+    if address.ipv4_mapped is not None:
+        raise ValueError(f"is an IPv4 address in IPv6 form: write {address.ipv4_mapped}")
+    return str(address)
 
 
 def _server_address(text: str) -> str:
     endpoint = parse_endpoint(text)
     if endpoint.is_any:
-        raise ValueError("is a bind address, not one to connect to: name one host")
+        raise ValueError("is an address to listen on, not one to connect to: name one host")
     return str(endpoint)
 
 
@@ -139,42 +188,105 @@ def _bind_address(text: str) -> str:
 
 def file_path(text: str) -> str:
     """Accept an absolute path made of characters that no balancer reads as syntax. Raises: ValueError."""
-    if not _PATH.match(text):
-        raise ValueError("is not an absolute path made of letters, digits and _@%+=:,./~-")
+    if not _PATH.fullmatch(text):
+        raise ValueError("is not an absolute path made of letters, digits and _@+=:./~-")
     return text
 
 
-def _matching(pattern: re.Pattern[str], what: str) -> Any:
+def socket_path(text: str) -> str:
+    """Accept a path where a unix socket can be. Raises: ValueError."""
+    if not _SOCKET_PATH.fullmatch(text):
+        raise ValueError("is not an absolute path made of letters, digits and _@+=./~-")
+    if len(text) > _UNIX_MAX:
+        raise ValueError(
+            f"is too long for a unix socket: the path has {len(text)} bytes, the system allows {_UNIX_MAX}"
+        )
+    return text
+
+
+def argument(text: str) -> str:
+    """Accept one word of a command line. Raises: ValueError."""
+    if "\0" in text:
+        raise ValueError("is not a word of a command line: it holds a NUL")
+    return text
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
     def check(text: str) -> str:
-        if not pattern.match(text):
+        if not pattern.fullmatch(text):
             raise ValueError(f"is not {what}")
         return text
 
-    return AfterValidator(check)
+    return check
 
 
-_DURATION_SCHEMA = WithJsonSchema(
-    {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$", "examples": ["250ms", "1s", "5m"]}
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Annotates a text that `check` accepts or makes canonical; `what` tells what to write instead of a number."""
+
+    check: Callable[[str], str]
+    what: str
+    json_schema: Mapping[str, Any] = field(hash=False)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._whole, handler(source))
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", **self.json_schema}
+
+    def _whole(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"is not {self.what}")  # noqa: TRY004 - pydantic turns only this into a validation error
+        return self.check(value)
+
+
+def _pattern(regex: re.Pattern[str]) -> dict[str, Any]:
+    return {"pattern": f"^(?:{regex.pattern})$"}
+
+
+# JSON Schema says less than the checks above: it can't tell an IPv6 address from other colons and digits.
+_PORT_SCHEMA = r":(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_UNIX_SCHEMA = rf"unix:(?={_SOCKET_PATH.pattern}$).{{1,{_UNIX_MAX}}}"
+_NAME_SCHEMA = rf"(?!{_ENDS_IN_NUMBER.pattern}:[0-9]+$){_LABEL}(?:\.{_LABEL})*\.?"
+_IPV4_SCHEMA = r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!:)|(?=:))){4}"
+_IPV6_SCHEMA = r"\[(?=[^\]]*:)[0-9A-Fa-f:.]{2,45}\]"
+_SERVER_SCHEMA = (
+    rf"^(?:{_UNIX_SCHEMA}|(?:(?!0\.0\.0\.0:|\[::\]){_IPV4_SCHEMA}|{_NAME_SCHEMA}|{_IPV6_SCHEMA}){_PORT_SCHEMA})$"
 )
+_BIND_SCHEMA = rf"^(?:{_UNIX_SCHEMA}|(?:\*|{_IPV4_SCHEMA}|{_NAME_SCHEMA}|{_IPV6_SCHEMA}){_PORT_SCHEMA})$"
+_DURATION_SCHEMA = WithJsonSchema({"type": "string", **_pattern(_DURATION), "examples": ["250ms", "1s", "5m"]})
 _AS_TEXT = PlainSerializer(format_duration, return_type=str)
 
-Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive), _AS_TEXT, _DURATION_SCHEMA]
-"""Seconds, longer than 0; written with a unit."""
-DurationOrZero = Annotated[float, BeforeValidator(parse_duration), _AS_TEXT, _DURATION_SCHEMA]
+
+Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive), _AS_TEXT, _DURATION_SCHEMA]
+"""Seconds, a millisecond at least; written with a unit."""
+DurationOrZero = Annotated[float, BeforeValidator(_duration), _AS_TEXT, _DURATION_SCHEMA]
 """Seconds, 0 or more; written with a unit."""
-ServerAddress = Annotated[str, AfterValidator(_server_address)]
+
+
+def _named(pattern: re.Pattern[str], what: str) -> _Text:
+    return _Text(_matching(pattern, what), what, _pattern(pattern))
+
+
+_PATH_WORDS = "an absolute path, such as /var/lib/lbswitch"
+
+ServerAddress = Annotated[str, _Text(_server_address, _ADDRESS, {"pattern": _SERVER_SCHEMA})]
 """One address to connect to, in its canonical form."""
-BindAddress = Annotated[str, AfterValidator(_bind_address)]
+BindAddress = Annotated[str, _Text(_bind_address, _ADDRESS, {"pattern": _BIND_SCHEMA})]
 """One address to listen on, in its canonical form."""
-FilePath = Annotated[str, AfterValidator(file_path)]
+FilePath = Annotated[str, _Text(file_path, _PATH_WORDS, _pattern(_PATH))]
 """An absolute path."""
-UrlPath = Annotated[str, _matching(_URL_PATH, "a path that begins with / and holds no spaces, quotes or ; # { }")]
+SocketPath = Annotated[str, _Text(socket_path, _PATH_WORDS, {**_pattern(_SOCKET_PATH), "maxLength": _UNIX_MAX})]
+"""The absolute path of a unix socket."""
+UrlPath = Annotated[str, _named(_URL_PATH, "a path that begins with / and holds no spaces, quotes or ; # { }")]
 """The path, and query if any, of a request."""
-HostHeader = Annotated[str, _matching(_HOST_HEADER, "a host name")]
+HostHeader = Annotated[str, _named(_HOST_HEADER, "a host name")]
 """A value for the Host header."""
-Token = Annotated[str, _matching(_TOKEN, "a name made of letters, digits, _ and - (64 at most)")]
+Token = Annotated[str, _named(_TOKEN, "a name made of letters, digits, _ and - (64 at most)")]
 """The name of a cookie, header, user or source."""
-ServiceName = Annotated[
-    str, _matching(_NAME, "a service name: a-z first, then a-z, 0-9, _ and -, 48 characters at most")
-]
+ServiceName = Annotated[str, _named(_NAME, "a service name: a-z first, then a-z, 0-9, _ and -, 48 characters at most")]
 """The name of a service; it becomes part of file, variable and backend names."""
+Stickiness = Annotated[str, _named(_STICKY, "one of none, address, cookie:NAME and header:NAME")]
+"""Who stays on a color while both get traffic."""
+Argument = Annotated[str, _Text(argument, "text: put it in quotes", {"pattern": "^[^\\u0000]*$"})]
+"""One word of a command line."""

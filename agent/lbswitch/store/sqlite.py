@@ -18,6 +18,7 @@ from lbswitch.core.model import (
     Operation,
     OperationState,
     Route,
+    ServerKey,
     ServiceIntent,
     Timings,
 )
@@ -42,6 +43,7 @@ CREATE TABLE operation (
 CREATE INDEX operation_by_service ON operation (service, id);
 CREATE INDEX operation_open ON operation (id) WHERE state = 'open';
 CREATE TABLE released (service TEXT PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE ejected (service TEXT NOT NULL, color TEXT NOT NULL, address TEXT NOT NULL);
 CREATE TABLE freeze (service TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE answer (key TEXT PRIMARY KEY, request TEXT NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL);
 INSERT INTO counter VALUES ('generation', 0);
@@ -123,6 +125,18 @@ class SqliteStore:
             database.execute("DELETE FROM service")
             _put_services(database, services)
             _raise_generation(database, generation)
+
+    def ejected(self) -> frozenset[ServerKey]:
+        """The servers that are left out of their pools."""
+        rows = self._rows("SELECT service, color, address FROM ejected")
+        return frozenset(ServerKey(service, Color(color), address) for service, color, address in rows)
+
+    def save_ejected(self, ejected: frozenset[ServerKey]) -> None:
+        """Replace which servers are left out."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM ejected")
+            rows = [(key.service, str(key.color), key.address) for key in sorted(ejected)]
+            database.executemany("INSERT INTO ejected VALUES (?, ?, ?)", rows)
 
     def begin(
         self, operations: Sequence[Operation], before: Mapping[str, ServiceIntent], after: Mapping[str, ServiceIntent]

@@ -1,0 +1,120 @@
+"""Small classes that satisfy the ports, for tests of the transaction alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lbswitch.core.config import Config
+from lbswitch.core.decide import PoolFacts, PoolState
+from lbswitch.core.model import Color, Intent, Observation, ServerKey
+from lbswitch.errors import CheckFailed, CommitFailed, NotSeen
+from lbswitch.ports import Rendered, RenderedFile
+
+
+def config_of(**service: object) -> Config:
+    """Two services, `shop` with these settings and `blog`."""
+    common = {"blue": {"servers": ["127.0.0.1:9101"]}, "green": {"servers": ["127.0.0.1:9102"]}}
+    fast = {"verify": {"answers": 2, "deadline": "50ms"}}
+    return Config.model_validate(
+        {
+            "balancer": {"kind": "nginx"},
+            "services": {
+                "shop": {"bind": "127.0.0.1:8080", **common, **fast, **service},
+                "blog": {"bind": "127.0.0.1:8081", **common, **fast},
+            },
+        }
+    )
+
+
+class FakeBalancer:
+    """Three facts kept apart: what is committed, what is installed, and what its listeners answer."""
+
+    reload_is_free = True
+
+    def __init__(self) -> None:
+        self.on_disk: Intent | None = None
+        self.serves: Intent | None = None
+        self.revision: str | None = None
+        self.running = True
+        self.template = "one"
+        self.refuse: str | None = None
+        self.break_commit: list[str] = []
+        self.deaf = False
+        self.commits: list[Intent] = []
+        self.reloads = 0
+        self._files: dict[str, Rendered] = {}
+
+    def version(self) -> str:
+        return "1.0"
+
+    def warnings(self) -> list[str]:
+        return []
+
+    def render(self, intent: Intent) -> Rendered:
+        weighted = sorted(name for name, service in intent.services.items() if service.weighted)
+        text = f"{self.template} {sorted(intent.services)} {weighted} {sorted(intent.ejected)}"
+        return Rendered.of([RenderedFile("conf", text.encode())])
+
+    def check(self, rendered: Rendered) -> None:
+        if self.refuse is not None:
+            raise CheckFailed(self.refuse)
+
+    def installed(self) -> str | None:
+        return self.revision
+
+    def read(self, revision: str) -> Rendered:
+        return self._files[revision]
+
+    def install(self, rendered: Rendered) -> None:
+        self._files[rendered.revision] = rendered
+        self.revision = rendered.revision
+
+    def reinstall(self, revision: str) -> None:
+        assert revision in self._files
+        self.revision = revision
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+    def commit(self, intent: Intent, changed: Collection[str]) -> None:
+        if self.break_commit:
+            raise CommitFailed(self.break_commit.pop(0))
+        self.commits.append(intent)
+        self.on_disk = intent
+        if not self.deaf:
+            self.serves = intent
+
+    def committed(self) -> Intent | None:
+        return self.on_disk
+
+    def observe(self, service: str) -> Observation:
+        if self.serves is None or not self.running:
+            raise NotSeen(f"{service}: does not answer")
+        served = self.serves.services[service]
+        return Observation(served.route.live, served.generation, self.revision or "", served.route.share(Color.GREEN))
+
+    def eject(self, ejected: frozenset[ServerKey]) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return self.running
+
+    def is_stopped_on_purpose(self) -> bool:
+        return False
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+
+
+class FakeHealth:
+    """Colors are healthy until told otherwise."""
+
+    def __init__(self) -> None:
+        self.sick: dict[tuple[str, Color], str] = {}
+
+    def facts(self, service: str, color: Color) -> PoolFacts:
+        why = self.sick.get((service, color))
+        return PoolFacts(PoolState.HEALTHY, "1 of 1") if why is None else PoolFacts(PoolState.UNHEALTHY, why)

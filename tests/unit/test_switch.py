@@ -1,0 +1,285 @@
+"""The transaction against fakes: what it promises whatever the balancer does."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbswitch.core.model import Color, Intent, Kind, OperationState, Route, ServiceIntent
+from lbswitch.errors import Busy, Conflict, UnknownService
+from lbswitch.events import Events
+from lbswitch.serving import Serving
+from lbswitch.store.sqlite import SqliteStore
+from lbswitch.switch import STEPS, Request, Switcher
+from tests.unit.fakes import FakeBalancer, FakeHealth, config_of
+
+BLUE, GREEN = Color.BLUE, Color.GREEN
+
+
+class Desk:
+    """A Switcher on fakes with a real store."""
+
+    def __init__(self, directory: Path) -> None:
+        self.balancer, self.health, self.events = FakeBalancer(), FakeHealth(), Events(time.time)
+        self.store = SqliteStore(directory / "lbswitch.db")
+        self.steps: list[str] = []
+        self.config = config_of()
+        self.serving = Serving(self.config, self.balancer, self.events, self.steps.append)
+        self.switcher = Switcher(self.serving, self.store, self.health, self.events, on_step=self.steps.append)
+        intent = Intent({name: ServiceIntent(Route(BLUE), 1) for name in self.config.services}, 1)
+        self.serving.start(intent)
+        self.store.save_services(intent.services, 1)
+        self.steps.clear()
+
+    def run(self, to: Color | None, kind: Kind = Kind.SWITCH, services: tuple[str, ...] = ("shop",), **more: object):
+        return self.switcher.run(Request(kind, services, to=to, actor="test", **more))
+
+    def one(self, to: Color | None, kind: Kind = Kind.SWITCH, **more: object):
+        return self.run(to, kind, **more)[0]
+
+    def facts(self) -> tuple[object, object, object]:
+        """Intended in memory, in the journal, and what is served."""
+        return (
+            dict(self.serving.intent.services),
+            self.store.services(),
+            dict(self.balancer.serves.services) if self.balancer.serves else None,
+        )
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.store.close()
+
+
+def test_a_switch_is_done_when_it_was_seen(desk: Desk) -> None:
+    """Done carries generation and timings; memory, journal and balancer agree."""
+    operation = desk.one(GREEN, reason="release 7")
+    assert (operation.state, operation.kind, operation.source, operation.target) == ("done", "switch", BLUE, GREEN)
+    assert operation.generation == 2
+    assert operation.timings.total > 0
+    intended, stored, served = desk.facts()
+    assert intended == stored == served
+    assert desk.store.operation(operation.id).to_json() == operation.to_json()
+    assert desk.steps == ["gates", "render", "intent", "commit", "verify", "done"]
+
+
+def test_the_same_again_is_already(desk: Desk) -> None:
+    """A second switch to the same color commits nothing and keeps the generation."""
+    desk.one(GREEN)
+    commits = len(desk.balancer.commits)
+    operation = desk.one(GREEN)
+    assert (operation.state, operation.generation) == ("already", 2)
+    assert len(desk.balancer.commits) == commits
+
+
+def test_already_is_not_believed_without_a_look(desk: Desk) -> None:
+    """When the listener shows something else than intended, the same switch moves it for real."""
+    desk.one(GREEN)
+    desk.balancer.serves = Intent({name: ServiceIntent(Route(BLUE), 1) for name in desk.config.services}, 1)
+    assert desk.one(GREEN).state == "done"
+    assert desk.balancer.serves.services["shop"].route == Route(GREEN)
+
+
+def test_a_switch_that_is_not_seen_is_put_back(desk: Desk) -> None:
+    """A balancer that says yes and serves the old color: reverted, and everything as before."""
+    before = desk.facts()
+    desk.balancer.deaf = True
+    operation = desk.one(GREEN)
+    assert operation.state == "reverted"
+    assert "not seen within" in operation.error
+    assert "still serving: shop on blue" in operation.error
+    assert desk.facts() == before
+    assert not desk.store.unfinished()
+
+
+def test_a_failed_commit_is_put_back(desk: Desk) -> None:
+    """A pointer that can't be moved leaves the old color intended, recorded and served."""
+    before = desk.facts()
+    desk.balancer.break_commit = ["No space left on device"]
+    operation = desk.one(GREEN)
+    assert operation.state == "reverted"
+    assert "No space left" in operation.error
+    assert desk.facts() == before
+
+
+def test_a_failed_return_is_tried_again(desk: Desk) -> None:
+    """Commit and return both fail: said so, and `settle` brings it home later."""
+    desk.balancer.break_commit = ["disk", "disk"]
+    assert desk.one(GREEN).state == "failed"
+    assert desk.serving.settle()
+    assert desk.balancer.serves.services["shop"].route == Route(BLUE)
+    assert not desk.serving.settle()
+
+
+def test_a_refused_template_stops_a_switch_before_anything_moves(desk: Desk) -> None:
+    """The checker's words are shown; no INTENT is written, no commit made."""
+    desk.balancer.template, desk.balancer.refuse = "broken", 'unknown directive "sever"'
+    commits = len(desk.balancer.commits)
+    operation = desk.one(GREEN)
+    assert operation.state == "reverted"
+    assert 'unknown directive "sever"' in operation.error
+    assert len(desk.balancer.commits) == commits
+    assert "intent" not in desk.steps
+
+
+def test_a_refused_template_never_stops_the_way_back(desk: Desk) -> None:
+    """A rollback by pointer works while the templates are broken, and says that they are."""
+    desk.one(GREEN)
+    desk.balancer.template, desk.balancer.refuse = "broken", "unknown directive"
+    operation = desk.one(None, Kind.ROLLBACK)
+    assert (operation.state, operation.target) == ("done", BLUE)
+    assert "left as they are" in operation.notes[0]
+
+
+def test_an_unhealthy_color_gets_no_traffic(desk: Desk) -> None:
+    """The health gate refuses with the failed checks; force passes it and the operation says so."""
+    desk.health.sick["shop", GREEN] = "127.0.0.1:9102: 2 failed checks, connect refused"
+    refused = desk.one(GREEN)
+    assert (refused.state, refused.gate.name) == ("refused", "health")
+    assert "connect refused" in refused.gate.message
+    forced = desk.one(GREEN, force=True)
+    assert forced.state == "done"
+    assert "forced past health" in forced.notes[0]
+
+
+def test_expect_must_hold(desk: Desk) -> None:
+    """A wrong expectation raises Conflict with the truth; one about what is already done does not matter."""
+    with pytest.raises(Conflict, match="expected green to be live, but blue is"):
+        desk.one(GREEN, expect=GREEN)
+    assert desk.one(GREEN, expect=BLUE).state == "done"
+    assert desk.one(GREEN, expect=BLUE).state == "already"
+
+
+def test_a_freeze_stops_switches_but_not_the_way_back(desk: Desk) -> None:
+    """Frozen: a switch is refused, a rollback by hand is not."""
+    desk.one(GREEN)
+    desk.store.freeze("shop", "inventory")
+    refused = desk.one(BLUE)
+    assert (refused.state, refused.gate.name) == ("refused", "freeze")
+    assert "inventory" in refused.gate.message
+    assert desk.one(None, Kind.ROLLBACK).state == "done"
+
+
+def test_rollback_goes_to_what_was_serving_before_and_only_once(desk: Desk) -> None:
+    """Nothing before the first switch; then back; a second rollback does not go forward again."""
+    assert desk.one(None, Kind.ROLLBACK).gate.name == "previous"
+    desk.one(GREEN)
+    assert desk.switcher.previous("shop") is BLUE
+    back = desk.one(None, Kind.ROLLBACK)
+    assert (back.state, back.source, back.target) == ("done", GREEN, BLUE)
+    again = desk.one(None, Kind.ROLLBACK)
+    assert again.state == "refused"
+    assert "lbswitch green" in again.gate.message
+    assert desk.switcher.previous("shop") is None
+
+
+def test_weights_move_without_making_the_other_color_live(desk: Desk) -> None:
+    """A canary keeps the live color; all of it makes it live; a rollback of a canary takes its traffic back."""
+    reloads = desk.balancer.reloads
+    canary = desk.one(GREEN, weight=10)
+    assert (canary.kind, canary.weight, canary.source, canary.target) == ("weight", 10, BLUE, GREEN)
+    assert desk.serving.intent.services["shop"].route == Route(BLUE, 90)
+    assert desk.serving.intent.services["shop"].weighted
+    assert desk.balancer.reloads == reloads + 1, "rendered for weights once"
+    assert desk.one(GREEN, weight=50).state == "done"
+    assert desk.balancer.reloads == reloads + 1
+    back = desk.one(None, Kind.ROLLBACK)
+    assert (back.target, desk.serving.intent.services["shop"].route) == (BLUE, Route(BLUE))
+    assert desk.one(GREEN).kind == "switch"
+
+
+def test_buckets_are_on_disk_before_the_configuration_that_reads_them(desk: Desk) -> None:
+    """While a reload to weights lasts, the pointer serves the old route to old and new workers."""
+    commits = len(desk.balancer.commits)
+    desk.one(GREEN, weight=10)
+    prepared, final = desk.balancer.commits[commits:]
+    assert prepared.services["shop"] == ServiceIntent(Route(BLUE), 1, weighted=True)
+    assert final.services["shop"] == ServiceIntent(Route(BLUE, 90), 2, weighted=True)
+    assert desk.steps == ["gates", "render", "check", "intent", "prepare", "install", "reload", "commit", "verify", "done"]
+
+
+def test_all_services_move_in_one_commit_or_none(desk: Desk) -> None:
+    """Several services are one commit; one that is refused keeps the others."""
+    desk.health.sick["blog", GREEN] = "down"
+    refused = desk.run(GREEN, services=("shop", "blog"))
+    assert [operation.state for operation in refused] == ["refused", "refused"]
+    assert "because blog was refused" in refused[0].gate.message
+    desk.health.sick.clear()
+    commits = len(desk.balancer.commits)
+    done = desk.run(GREEN, services=("shop", "blog"))
+    assert [operation.state for operation in done] == ["done", "done"]
+    assert len({operation.generation for operation in done}) == 1
+    assert len(desk.balancer.commits) == commits + 1
+
+
+def test_one_operation_at_a_time(desk: Desk) -> None:
+    """While one holds the service another is refused and told by whom; other services go on."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def stop_at(step: str) -> None:
+        if step == "gates" and not inside.is_set():
+            inside.set()
+            leave.wait(5)
+
+    switcher = Switcher(desk.serving, desk.store, desk.health, desk.events, on_step=stop_at)
+    first = threading.Thread(target=switcher.run, args=(Request(Kind.SWITCH, ("shop",), to=GREEN, actor="ann"),))
+    first.start()
+    assert inside.wait(5)
+    with pytest.raises(Busy, match="a switch by ann is running"):
+        switcher.run(Request(Kind.SWITCH, ("shop",), to=GREEN, actor="bob"))
+    assert switcher.run(Request(Kind.SWITCH, ("blog",), to=GREEN, actor="bob"))[0].state == "done"
+    leave.set()
+    first.join(5)
+    assert switcher.holder("shop") is None
+
+
+def test_a_dry_run_keeps_nothing(desk: Desk) -> None:
+    """The answer says what would happen; history, generation and traffic stay."""
+    before, history = desk.facts(), desk.store.history(10)
+    operation = desk.one(GREEN, dry_run=True)
+    assert (operation.state, operation.dry_run, operation.id) == ("done", True, 0)
+    assert desk.facts() == before
+    assert desk.store.history(10) == history
+
+
+def test_an_unknown_service_names_the_known_ones(desk: Desk) -> None:
+    """The error helps."""
+    with pytest.raises(UnknownService, match="known: blog, shop"):
+        desk.run(GREEN, services=("shp",))
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after this runs."""
+
+
+@pytest.mark.parametrize("sick", [False, True], ids=["green healthy", "green sick"])
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "revert"])
+def test_recovery_after_dying_at_any_step(desk: Desk, step: str, sick: bool) -> None:
+    """Whatever step an agent dies at, its successor ends the operation, and all three facts agree again."""
+
+    def die(name: str) -> None:
+        if name == step:
+            raise Killed
+
+    serving = Serving(desk.config, desk.balancer, desk.events, die)
+    serving.intent = desk.serving.intent
+    with pytest.raises(Killed):
+        Switcher(serving, desk.store, desk.health, desk.events, on_step=die).run(
+            Request(Kind.SWITCH, ("shop",), to=GREEN, weight=10, actor="test")
+        )
+    if sick:
+        desk.health.sick["shop", GREEN] = "down"
+    moved = desk.balancer.on_disk.services["shop"].route != Route(BLUE)
+    restarted = Serving(desk.config, desk.balancer, desk.events)
+    recovered = Switcher(restarted, desk.store, desk.health, desk.events).recover()
+    restarted.start(Intent({**desk.store.services(), **recovered}, desk.store.generation()))
+    assert not desk.store.unfinished()
+    expected = Route(BLUE, 90) if moved and not sick else Route(BLUE)
+    for facts in (restarted.intent.services, desk.store.services(), desk.balancer.serves.services):
+        assert facts["shop"].route == expected
+    if moved:
+        assert desk.store.history(1)[0].state == (OperationState.REVERTED if sick else OperationState.DONE)
