@@ -73,14 +73,14 @@ class SqliteStore:
             self._database.close()
 
     def _prepare(self) -> None:
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
         if version > _VERSION:
             raise StateError(
                 f"{self._path} was written by a newer lbswitch (format {version}, this one knows {_VERSION}); "
                 "nothing was changed: start the newer version, or keep this file aside to begin anew"
             )
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
         if version == 0:
             self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 
