@@ -67,7 +67,7 @@ class Agent:
         self.socket = self.directory / "agent.sock"
         self.state_dir = self.directory / "state"
         self.log_path = self.directory / "agent.log"
-        self._env = {**_environment(), **(env or {})}
+        self.env = {**_environment(), **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.write_config(config)
 
@@ -96,7 +96,7 @@ class Agent:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._env,
+                env=self.env,
                 start_new_session=True,
             )
         try:
@@ -119,7 +119,7 @@ class Agent:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            env=self._env,
+            env=self.env,
             timeout=timeout_s,
             check=False,
         )
@@ -160,13 +160,16 @@ class Agent:
         """End the agent as systemd would (SIGTERM); the balancer goes on."""
         self._end(signal.SIGTERM)
 
-    def balancer_stop(self) -> None:
-        """Stop the balancer; what is left of it after that is killed."""
+    def balancer_stop(self) -> int:
+        """Stop the balancer; what is left of it after that is killed, and counted in the answer."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.lbswitch("balancer", "stop", timeout_s=20)
-        for process in self.balancer_processes():
+        left = self.balancer_processes()
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(left, timeout=10)
+        return len(left)
 
     def balancer_processes(self) -> list[psutil.Process]:
         """The balancer's processes: those that name this directory on their command line, and their children."""

@@ -44,7 +44,7 @@ class Failure:
 class Phase:
     """From one mark to the next. `started_s` is `time.monotonic()` at the mark, other times are ms after it.
 
-    `in_flight_before` requests were sent before the mark and ended after it, the oldest `oldest_in_flight_ms` before it.
+    `in_flight_before` requests were sent before the mark and ended after it, the oldest `oldest_in_flight_ms` before.
     """
 
     name: str
