@@ -1,0 +1,104 @@
+"""`history` and `show`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import click
+
+from lbswitch.cli.options import Command, Settings, pass_settings
+from lbswitch.cli.output import Cell, has_color, paragraph, printable, say, say_json, table
+
+_HEADER = ("ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "BY", "REASON")
+_STATE_STYLES = {"done": "green", "refused": "yellow", "reverted": "red", "failed": "red"}
+
+
+@click.command(cls=Command, short_help="The last operations.")
+@click.option(
+    "-n", "--limit", metavar="N", type=click.IntRange(1, 10_000), default=20, help="How many (by default 20)."
+)
+@pass_settings
+def history(settings: Settings, limit: int) -> None:
+    r"""The last operations, the newest first: what was asked for, by whom, and how it ended.
+
+    Refused, reverted and automatic ones are there too. With --service only that service's. Times are local.
+
+    \b
+    Examples:
+      lbswitch history -n 5
+      lbswitch history --service shop --json
+    """
+    operations = settings.client().history(limit, settings.service)
+    if settings.json:
+        say_json({"operations": operations})
+        return
+    if not operations:
+        say("no operations yet")
+        return
+    for line in table(_HEADER, [_row(operation) for operation in operations], color=has_color()):
+        if not say(line):
+            return
+
+
+def _row(operation: dict[str, Any]) -> list[Cell]:
+    state = str(operation["state"])
+    share = "" if operation["weight"] == 100 else f" {operation['weight']}%"
+    return [
+        Cell(str(operation["id"])),
+        Cell(local_time(operation.get("started_at"))),
+        Cell(printable(operation["service"])),
+        Cell(printable(operation["kind"])),
+        Cell(f"{operation['from']} -> {operation['to']}{share}"),
+        Cell(printable(state), _STATE_STYLES.get(state, "")),
+        Cell(str(operation["generation"])),
+        Cell(f"{operation['timings_ms']['total']:.1f} ms"),
+        Cell(printable(operation["actor"])),
+        Cell(printable(operation["reason"])),
+    ]
+
+
+def local_time(at: float | None) -> str:
+    """Seconds since the epoch as local time (ISO 8601) to the second."""
+    return "-" if not at else datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")
+
+
+@click.command(cls=Command, short_help="Everything about one operation.")
+@click.argument("operation_id", metavar="ID", type=click.IntRange(min=1))
+@pass_settings
+def show(settings: Settings, operation_id: int) -> None:
+    r"""Everything that is known about one operation; ID is the number that `history` shows.
+
+    \b
+    Example:
+      lbswitch show 17
+    """
+    operation = settings.client().operation(operation_id)
+    if settings.json:
+        say_json(operation)
+        return
+    facts = [(name, text) for name, text in _facts(operation) if text]
+    width = max(len(name) for name, _ in facts)
+    for name, text in facts:
+        say(f"{name:<{width}}  {text}")
+
+
+def _facts(operation: dict[str, Any]) -> list[tuple[str, str]]:
+    gate, indent = operation.get("gate"), "\n" + " " * 12
+    timings = operation["timings_ms"]
+    return [
+        ("operation", str(operation["id"])),
+        ("service", printable(operation["service"])),
+        ("kind", printable(operation["kind"])),
+        ("change", f"{operation['from']} -> {operation['to']} {operation['weight']}%"),
+        ("state", printable(operation["state"])),
+        ("generation", str(operation["generation"])),
+        ("actor", printable(operation["actor"])),
+        ("reason", printable(operation["reason"])),
+        ("started", local_time(operation.get("started_at"))),
+        ("ended", local_time(operation.get("ended_at"))),
+        ("gate", f"{gate['name']}: {paragraph(gate['message'])}".replace("\n", indent) if gate else ""),
+        ("error", paragraph(operation.get("error") or "").replace("\n", indent)),
+        ("notes", indent.join(printable(note) for note in operation.get("notes", ()))),
+        ("timings", ", ".join(f"{name} {value:.1f} ms" for name, value in timings.items())),
+    ]

@@ -1,0 +1,139 @@
+"""`check`, `render` and `balancer`: what is done on this host's files, with or without an agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lbswitch.cli.options import Command, Group, Settings, pass_settings
+from lbswitch.cli.output import complain, printable, say, say_json
+
+if TYPE_CHECKING:
+    from lbswitch.local import BalancerHandle, CheckReport, RenderReport
+
+
+@click.command(cls=Command, short_help="Judge configuration and templates; change nothing.")
+@pass_settings
+def check(settings: Settings) -> None:
+    r"""Judge the configuration file, the templates and what they render, with the balancer's own checker.
+
+    All that is wrong is said at once, each with file and line, and the exit code is 2 (configuration) or 4 (the
+    balancer says no). It changes nothing, needs no agent and does not ask the servers.
+
+    \b
+    Examples:
+      lbswitch check
+      lbswitch check --config ./lbswitch.yaml && systemctl reload lbswitch
+    """
+    settings.only_local("check")
+    from lbswitch import local
+
+    report = local.check(Path(settings.config_path))
+    if settings.json:
+        say_json({name: getattr(report, name) for name in report.__dataclass_fields__})
+        return
+    services = "1 service" if report.services == 1 else f"{report.services} services"
+    say(f"{report.kind} {report.version}: {services}, revision {report.revision} is valid; {_installed(report)}")
+    for note in report.notes:
+        complain(f"  note: {printable(note)}")
+
+
+def _installed(report: CheckReport | RenderReport) -> str:
+    if report.installed is None:
+        return "nothing is installed yet"
+    return "it is installed" if report.installed == report.revision else f"installed is {report.installed}"
+
+
+@click.command(cls=Command, short_help="Print the rendered configuration.")
+@click.option("--diff", is_flag=True, help="Only what differs from what is installed, as a unified diff.")
+@pass_settings
+def render(settings: Settings, diff: bool) -> None:
+    r"""Print the configuration that lbswitch would write for nginx or HAProxy.
+
+    It changes nothing and needs no agent; the content of secret files is never shown. With --diff an empty output
+    means that nothing differs; the exit code is 0 either way.
+
+    \b
+    Examples:
+      lbswitch render
+      lbswitch render --diff
+    """
+    settings.only_local("render")
+    from lbswitch import local
+
+    report = local.render(Path(settings.config_path))
+    if settings.json:
+        say_json(_render_document(report))
+    elif diff:
+        say(report.diff.rstrip("\n")) if report.diff else complain("nothing differs from what is installed")
+    else:
+        for name, text, secret in report.files:
+            say(f"# ---- {name}{': secret, not shown' if secret else ''}\n{text.rstrip()}".rstrip())
+
+
+def _render_document(report: RenderReport) -> dict[str, Any]:
+    files = [{"name": name, "text": None if secret else text, "secret": secret} for name, text, secret in report.files]
+    return {"revision": report.revision, "installed": report.installed, "diff": report.diff, "files": files}
+
+
+@click.group(cls=Group, short_help="Start, stop and look at the managed balancer.")
+def balancer() -> None:
+    """The managed nginx or HAProxy itself, with or without an agent running.
+
+    It is a process of its own: it outlives the agent, and no command but stop and restart ends it.
+    """
+
+
+@balancer.command()
+@pass_settings
+def start(settings: Settings) -> None:
+    """Start what is installed; one that runs already is left alone."""
+    _tell(settings, _handle(settings).start())
+
+
+@balancer.command()
+@pass_settings
+def stop(settings: Settings) -> None:
+    """Stop the balancer: TRAFFIC ENDS. Requests in flight may finish for a bounded time.
+
+    The agent does not start it again by itself; `lbswitch balancer start` does.
+    """
+    _tell(settings, _handle(settings).stop())
+
+
+@balancer.command()
+@pass_settings
+def restart(settings: Settings) -> None:
+    """Stop and start the balancer: new connections are refused in between.
+
+    Switches and changes of the configuration never need it.
+    """
+    _tell(settings, _handle(settings).restart())
+
+
+@balancer.command()
+@pass_settings
+def status(settings: Settings) -> None:
+    """Say whether the balancer runs and what it has on disk; 0 either way."""
+    _tell(settings, _handle(settings).status())
+
+
+def _handle(settings: Settings) -> BalancerHandle:
+    settings.only_local("balancer")
+    from lbswitch import local
+
+    return local.balancer(Path(settings.config_path))
+
+
+def _tell(settings: Settings, found: dict[str, Any]) -> None:
+    if settings.json:
+        say_json(found)
+        return
+    runs = "is running" if found["running"] else "is not running"
+    revision = f"revision {found['revision']}" if found["revision"] else "nothing is installed"
+    say(f"{found['kind']} {found['version']} {runs}, {revision}")
+    for name, service in found.get("services", {}).items():
+        share = "" if service["weight"] == 100 else f" {service['weight']}%"
+        say(f"  {name}: {service['live']}{share}, generation {service['generation']}")

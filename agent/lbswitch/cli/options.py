@@ -1,0 +1,236 @@
+"""The global options, accepted before and after every command, and what follows from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+import lbswitch
+from lbswitch.client import Client, HttpUrl, UnixSocket
+from lbswitch.errors import InvalidRequest, LbswitchError, UnknownService
+
+DEFAULT_SOCKET = "/run/lbswitch/agent.sock"
+_COMPLETION_TIMEOUT_S = 0.5
+
+
+class Settings:
+    """What the global options and the environment say. Given twice, an option's later value counts."""
+
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
+        """Begin with what must be known even when the command line turns out to be wrong: whether it asks for JSON."""
+        self.json = "--json" in arguments
+        self.config: str | None = None
+        self.socket: str | None = None
+        self.url: str | None = None
+        self.service: str | None = None
+
+    @property
+    def config_path(self) -> str:
+        """`--config`, `LBSWITCH_CONFIG`, or the usual place."""
+        return self._named_config or _default_config()
+
+    @property
+    def _named_config(self) -> str | None:
+        return self.config or os.environ.get("LBSWITCH_CONFIG") or None
+
+    @property
+    def listen_socket(self) -> str | None:
+        """Where an agent that starts now is told to listen instead of `agent.socket`."""
+        return self.socket or os.environ.get("LBSWITCH_SOCKET") or None
+
+    def client(self, timeout_s: float | None = None) -> Client:
+        """A client for the agent that is meant. Raises: ConfigError, InvalidRequest."""
+        transport = self._transport()
+        return Client(transport) if timeout_s is None else Client(transport, timeout_s)
+
+    def _transport(self) -> UnixSocket | HttpUrl:
+        if self.url:
+            return HttpUrl(_checked_url(self.url, "--url"))
+        if self.socket:
+            return UnixSocket(self.socket)
+        if url := os.environ.get("LBSWITCH_URL"):
+            return HttpUrl(_checked_url(url, "LBSWITCH_URL"))
+        if path := os.environ.get("LBSWITCH_SOCKET"):
+            return UnixSocket(path)
+        return UnixSocket(self._configured_socket())
+
+    def _configured_socket(self) -> str:
+        """`agent.socket` of the configuration file. Only one that was named has to be there and readable."""
+        path = self.config_path
+        if not self._named_config and not os.access(path, os.R_OK):
+            return DEFAULT_SOCKET
+        from pathlib import Path
+
+        from lbswitch.configfile import socket_of
+
+        return socket_of(Path(path))
+
+    def start_advice(self) -> str:
+        """How to start the agent that does not answer."""
+        if self.url or (not self.socket and os.environ.get("LBSWITCH_URL")):
+            return "start it on that host: systemctl start lbswitch (agent.listen must be set for --url)"
+        named = f" --config {self._named_config}" if self._named_config else ""
+        return f"start it: systemctl start lbswitch, or: lbswitch agent{named}"
+
+    def chosen_service(self, client: Client) -> str:
+        """`--service`, else the only one there is. Raises: InvalidRequest with the names of several."""
+        if self.service:
+            return self.service
+        names = sorted(client.status()["services"])
+        if len(names) == 1:
+            return str(names[0])
+        raise InvalidRequest(f"there are several services, say which with --service: {', '.join(names)}")
+
+    def only_local(self, command: str) -> None:
+        """Raises InvalidRequest when `--url` asks for what can only be done on this host."""
+        if self.url:
+            raise InvalidRequest(f"{command} works on this host's files and can't be asked for through --url")
+
+
+def _default_config() -> str:
+    from lbswitch.configfile import default_path
+
+    return str(default_path())
+
+
+def _checked_url(url: str, source: str) -> str:
+    host = url.removeprefix("http://").partition("/")[0]
+    if url.startswith("http://") and host:
+        return url
+    raise InvalidRequest(
+        f"{source} {url!r} is not http://HOST:PORT; an agent listens on loopback only and without TLS: "
+        "from another machine go through an SSH tunnel"
+    )
+
+
+def require_service(status: dict[str, Any], name: str) -> Any:
+    """One service of a Status document. Raises: UnknownService."""
+    services = status["services"]
+    if name not in services:
+        raise UnknownService(f"there is no service {name!r}; known: {', '.join(sorted(services))}")
+    return services[name]
+
+
+def settings_of(context: click.Context) -> Settings:
+    """The settings of this run."""
+    settings: Settings = context.ensure_object(Settings)
+    return settings
+
+
+pass_settings = click.make_pass_decorator(Settings, ensure=True)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Later values win: a command's options are read after those before it."""
+    if value is not None and parameter.name is not None:
+        setattr(settings_of(context), parameter.name, value)
+
+
+def _say_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        settings_of(context).json = True
+
+
+def _say_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    version = lbswitch.__version__
+    click.echo(f'{{"version": "{version}"}}' if settings_of(context).json else f"lbswitch {version}")
+    context.exit()
+
+
+def _service_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell's completion: the agent's services, if it answers at once."""
+    try:
+        names = settings_of(context).client(_COMPLETION_TIMEOUT_S).status()["services"]
+    except LbswitchError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _global(*names: str, callback: Callable[..., None], text: str, **more: Any) -> click.Option:
+    return click.Option(names, callback=callback, expose_value=False, help=text, **more)
+
+
+def _global_options() -> list[click.Parameter]:
+    return [
+        _global(
+            "--service", "-s", callback=_remember, metavar="NAME", shell_complete=_service_names,
+            text="The service that is meant; needed only when there are several.",
+        ),
+        _global("--json", is_flag=True, callback=_say_json, text="Print exactly one JSON document on stdout."),
+        _global(
+            "--config", callback=_remember, metavar="FILE", type=click.Path(),
+            text="Configuration file (LBSWITCH_CONFIG; /etc/lbswitch/lbswitch.yaml).",
+        ),
+        _global(
+            "--socket", callback=_remember, metavar="PATH", type=click.Path(),
+            text="The agent's unix socket (LBSWITCH_SOCKET; agent.socket of the configuration).",
+        ),
+        _global(
+            "--url", callback=_remember, metavar="http://HOST:PORT",
+            text="The agent's TCP address instead of its socket (LBSWITCH_URL).",
+        ),
+        _global("--version", is_flag=True, is_eager=True, callback=_say_version, text="Print the version and exit."),
+    ]  # fmt: skip
+
+
+class _WithGlobals(click.Command):
+    """Adds the global options and lists them in a section of their own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", {"help_option_names": ["--help", "-h"], "max_content_width": 100})
+        super().__init__(*args, **kwargs)
+        self._globals = _global_options()
+        self.params.extend(self._globals)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [parameter for parameter in self.get_params(ctx) if parameter not in self._globals]
+        _section(ctx, formatter, "Options", own)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+        _section(ctx, formatter, "Global options, before or after any command", self._globals)
+
+
+def _section(
+    context: click.Context, formatter: click.HelpFormatter, title: str, parameters: Sequence[click.Parameter]
+) -> None:
+    records = [record for parameter in parameters if (record := parameter.get_help_record(context)) is not None]
+    if records:
+        with formatter.section(title):
+            formatter.write_dl(records)
+
+
+class Command(_WithGlobals):
+    """A command."""
+
+
+class Group(_WithGlobals, click.Group):
+    """A group of commands."""
+
+    command_class = Command
+
+
+class LazyGroup(Group):
+    """A group whose commands are loaded when they are asked for; `places` maps a name to its module, in order."""
+
+    def __init__(self, *args: Any, places: dict[str, str], **kwargs: Any) -> None:
+        """Remember where the commands are."""
+        super().__init__(*args, **kwargs)
+        self._places = places
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """All names, in the order in which they are explained."""
+        return list(self._places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Load a command's module and give the command."""
+        if cmd_name not in self._places:
+            return None
+        from importlib import import_module
+
+        command: click.Command = getattr(import_module(self._places[cmd_name]), cmd_name)
+        return command

@@ -1,0 +1,113 @@
+"""What goes to stdout and stderr: one JSON document or plain text, color only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TextIO
+
+from lbswitch.errors import ConfigError, LbswitchError
+
+_STYLES = {"green": "32", "blue": "34", "red": "31", "yellow": "33", "bold": "1", "dim": "2"}
+
+
+def say(text: str) -> bool:
+    """Write a line to stdout; False when nobody reads any more, which is not an error."""
+    return _write(sys.stdout, text + "\n")
+
+
+def complain(text: str) -> None:
+    """Write a line to stderr."""
+    _write(sys.stderr, text + "\n")
+
+
+def say_json(document: Any) -> None:
+    """Write the one JSON document of this run. ASCII only: no locale can spoil it."""
+    say(json.dumps(document, indent=2))
+
+
+def _write(stream: TextIO | None, text: str) -> bool:
+    if stream is None:  # started with the descriptor closed
+        return False
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        _discard(stream)
+        return False
+    return True
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what follows nowhere, so that Python's own flush at exit is quiet."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def is_terminal() -> bool:
+    """Whether stdout is one."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def has_color() -> bool:
+    """Whether to color stdout: on a capable terminal, unless NO_COLOR (no-color.org) says otherwise."""
+    return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def printable(text: object) -> str:
+    """One line without control characters: what others wrote can't move the cursor or begin a line."""
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def paragraph(text: object) -> str:
+    """Like `printable`, keeping the lines."""
+    return "\n".join(printable(line) for line in str(text).splitlines())
+
+
+class Cell(NamedTuple):
+    """A piece of text with the name of a style, or none."""
+
+    text: str
+    style: str = ""
+
+
+def paint(text: str, style: str, *, color: bool) -> str:
+    """The text in that style (ECMA-48 SGR)."""
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if color and style else text
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, color: bool) -> list[str]:
+    """Aligned lines under a header. Widths are counted in characters of the plain text."""
+    lines = [[Cell(title, "bold") for title in header], *rows]
+    widths = [max(len(line[column].text) for line in lines) for column in range(len(header))]
+    return ["  ".join(_padded(line, widths, color=color)).rstrip() for line in lines]
+
+
+def _padded(line: Sequence[Cell], widths: Sequence[int], *, color: bool) -> list[str]:
+    return [
+        paint(cell.text, cell.style, color=color) + " " * (width - len(cell.text))
+        for cell, width in zip(line, widths, strict=True)
+    ]
+
+
+def problem_document(error: LbswitchError) -> dict[str, Any]:
+    """The error as the API would say it (RFC 9457), for errors that happened on this side."""
+    document: dict[str, Any] = {
+        "type": f"urn:lbswitch:problem:{error.slug}",
+        "title": error.title,
+        "status": error.http_status,
+        "detail": str(error),
+        "exit_code": error.exit_code,
+    }
+    if isinstance(error, ConfigError):
+        document["problems"] = [
+            {"file": error.source, "line": problem.line, "path": problem.path, "message": problem.message}
+            for problem in error.problems
+        ]
+    return document

@@ -1,0 +1,75 @@
+"""What happened, in one line a person reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lbswitch.cli.output import paragraph, printable
+
+_CAN_BE_FORCED = ("health", "freeze")
+_OTHER = {"blue": "green", "green": "blue"}
+
+
+def operation_sentence(operation: dict[str, Any]) -> str:
+    """How an Operation document ended, such as `shop: green is live (generation 43, verified in 2.1 ms)`."""
+    tell = _BY_STATE.get(operation["state"], _open)
+    rehearsal = "dry run: " if operation.get("dry_run") else ""
+    return f"{printable(operation['service'])}: {rehearsal}{tell(operation)}"
+
+
+def route(operation: dict[str, Any]) -> str:
+    """What the operation asks for: `green is live` or `green gets 10%, blue 90%`."""
+    target, weight = operation["to"], operation["weight"]
+    if weight in (0, 100):
+        return f"{target if weight == 100 else _OTHER[target]} is live"
+    return f"{target} gets {weight}%, {_OTHER[target]} {100 - weight}%"
+
+
+def _done(operation: dict[str, Any]) -> str:
+    if operation.get("dry_run"):
+        notes = "".join(f"; {printable(note)}" for note in operation.get("notes", ()))
+        return f"all gates pass, {operation['kind']} would end with: {route(operation)}{notes}; nothing was changed"
+    back = "rolled back, " if operation["kind"] == "rollback" else ""
+    return f"{back}{route(operation)} ({_facts(operation)})"
+
+
+def _facts(operation: dict[str, Any]) -> str:
+    facts = [f"generation {operation['generation']}", f"verified in {operation['timings_ms']['verify']:.1f} ms"]
+    if operation.get("answers"):
+        facts.append(f"{operation['answers']} answers")
+    return ", ".join(facts)
+
+
+def _already(operation: dict[str, Any]) -> str:
+    return f"{_already_route(operation)} (generation {operation['generation']})"
+
+
+def _already_route(operation: dict[str, Any]) -> str:
+    return route(operation).replace(" is live", " is already live", 1).replace(" gets ", " already gets ", 1)
+
+
+def _refused(operation: dict[str, Any]) -> str:
+    gate = operation.get("gate") or {"name": "a gate", "message": operation.get("error") or "no reason was given"}
+    said = f"refused by {gate['name']}: {paragraph(gate['message'])}"
+    if gate["name"] in _CAN_BE_FORCED:
+        return f"{said}\n  nothing was changed; --force switches all the same"
+    return f"{said}\n  nothing was changed"
+
+
+def _reverted(operation: dict[str, Any]) -> str:
+    error = paragraph(operation.get("error") or "no reason was given")
+    if operation.get("dry_run"):
+        return f"{operation['kind']} to {operation['to']} would fail: {error}"
+    return f"{operation['kind']} to {operation['to']} failed and was reverted: {error}"
+
+
+def _failed(operation: dict[str, Any]) -> str:
+    error = paragraph(operation.get("error") or "no reason was given")
+    return f"{operation['kind']} to {operation['to']} failed: {error}"
+
+
+def _open(operation: dict[str, Any]) -> str:
+    return f"{operation['kind']} to {operation['to']} is {operation['state']}"
+
+
+_BY_STATE = {"done": _done, "already": _already, "refused": _refused, "reverted": _reverted, "failed": _failed}

@@ -1,0 +1,215 @@
+"""`status`, once or for as long as somebody looks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from lbswitch.cli.options import Command, Settings, pass_settings, require_service
+from lbswitch.cli.output import Cell, has_color, is_terminal, paint, printable, say, say_json, table
+from lbswitch.client import Client
+from lbswitch.errors import AgentUnreachable
+
+_COLORS = ("blue", "green")
+_HEADER = ("SERVICE", "LIVE", "GENERATION", "VERIFIED", "BLUE", "GREEN", "FROZEN")
+_STATE_STYLES = {"healthy": "green", "unhealthy": "red", "unknown": "yellow"}
+
+
+@click.command(cls=Command, short_help="What is live, and how both colors are.")
+@click.option("--watch", is_flag=True, help="Keep looking until Ctrl-C.")
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    help="Between two looks of --watch.",
+)
+@pass_settings
+def status(settings: Settings, watch: bool, interval: float) -> None:
+    r"""What is live, how much of the traffic it gets, and how the servers of both colors are.
+
+    VERIFIED says that the agent saw what is intended at the service's own listener the last time it looked. Under
+    the table stands whatever is not as it should be, with its numbers. It changes nothing and asks nobody but the
+    agent; the exit code is 0 whenever the agent answers, also when a color is unhealthy.
+
+    --watch redraws on a terminal and goes on while the agent is being restarted; elsewhere it prints one line for
+    each change.
+
+    \b
+    Examples:
+      lbswitch status
+      lbswitch status --service shop --json
+      lbswitch status --watch --interval 0.5
+      lbswitch status --watch | tee switch.log
+    """
+    if watch and settings.json:
+        raise click.UsageError("--json prints one document, --watch goes on: use GET /v1/events for a stream")
+    client = settings.client()
+    if not watch:
+        _once(settings, client)
+    elif is_terminal():
+        _redraw(_looks(settings, client, interval))
+    else:
+        _follow(_looks(settings, client, interval))
+
+
+def _once(settings: Settings, client: Client) -> None:
+    document = _read(settings, client)
+    if settings.json:
+        say_json(document)
+        return
+    for line in status_lines(document, color=has_color()):
+        if not say(line):
+            return
+
+
+def _read(settings: Settings, client: Client) -> dict[str, Any]:
+    """The Status document, with `--service` only that service in it. Raises: AgentUnreachable, UnknownService."""
+    document = client.status()
+    if settings.service:
+        document["services"] = {settings.service: require_service(document, settings.service)}
+    return document
+
+
+# -- the table -----------------------------------------------------------------------------------------------
+
+
+def status_lines(document: dict[str, Any], *, color: bool) -> list[str]:
+    """The table, then a line for everything that is not as it should be."""
+    services = document["services"]
+    lines = table(_HEADER, [_row(name, service) for name, service in services.items()], color=color)
+    troubles = [line for name, service in services.items() for line in _service_troubles(name, service)]
+    troubles += _agent_troubles(document.get("agent") or {})
+    return lines + [paint(printable(line), "yellow", color=color) for line in troubles]
+
+
+def _row(name: str, service: dict[str, Any]) -> list[Cell]:
+    verified = Cell("yes") if service["verified"] else Cell("NO", "red")
+    frozen = Cell("yes", "yellow") if service["frozen"] else Cell("no")
+    return [
+        Cell(printable(name)),
+        Cell(_share(service), service["live"]),
+        Cell(str(service["generation"])),
+        verified,
+        *(_pool(service[color]) for color in _COLORS),
+        frozen,
+    ]
+
+
+def _share(service: dict[str, Any]) -> str:
+    live, weight = service["live"], service["weight"]
+    other = "blue" if live == "green" else "green"
+    return live if weight == 100 else f"{live} {weight}% / {other} {100 - weight}%"
+
+
+def _pool(pool: dict[str, Any]) -> Cell:
+    state = str(pool.get("state", "unknown"))
+    return Cell(f"{pool['healthy']}/{pool['total']} {state}", _STATE_STYLES.get(state, ""))
+
+
+def _service_troubles(name: str, service: dict[str, Any]) -> Iterator[str]:
+    if service.get("problem"):
+        yield _prefixed(name, service["problem"])
+    if service["frozen"]:
+        yield f"{name}: frozen: {service['frozen']}; lbswitch release -s {name} ends that"
+    if operation := service.get("operation"):
+        by = f" by {operation['actor']}" if operation.get("actor") else ""
+        yield f"{name}: a {operation.get('kind', 'operation')}{by} is running"
+    for color in _COLORS:
+        for server in service[color]["servers"]:
+            if not server["healthy"]:
+                yield f"{name}: {color} {server['address']} is {_server_trouble(server)}"
+
+
+def _server_trouble(server: dict[str, Any]) -> str:
+    state = server.get("state", "unhealthy")
+    error = f": {server['last_error']}" if server.get("last_error") else ""
+    counted = f" ({server['failed']} of {server['checks']} checks failed)" if server.get("checks") else ""
+    return f"{state}{error}{counted}"
+
+
+def _agent_troubles(agent: dict[str, Any]) -> Iterator[str]:
+    config, balancer = agent.get("config") or {}, agent.get("balancer") or {}
+    if config.get("valid") is False:
+        yield f"configuration {config.get('path')} is not in use, the one before it is: {config.get('error')}"
+    if balancer.get("running") is False:
+        yield f"{balancer.get('kind')} is not running, there is no traffic: lbswitch balancer start"
+    for note in agent.get("notes") or ():
+        yield f"note: {note}"
+
+
+def _prefixed(name: str, text: str) -> str:
+    return text if text.startswith(f"{name}:") else f"{name}: {text}"
+
+
+# -- looking on ----------------------------------------------------------------------------------------------
+
+
+def _looks(settings: Settings, client: Client, interval_s: float) -> Iterator[dict[str, Any] | AgentUnreachable]:
+    """One document after the other; that the agent is away counts only for the first. Raises: AgentUnreachable."""
+    yield _read(settings, client)
+    while True:
+        time.sleep(interval_s)
+        try:
+            yield _read(settings, client)
+        except AgentUnreachable as error:
+            yield error
+
+
+def _redraw(looks: Iterator[dict[str, Any] | AgentUnreachable]) -> None:
+    """Draw over the last picture; lines are cut at the terminal's edge while this goes on (DECAWM)."""
+    import shutil
+
+    sys.stdout.write("\x1b[?7l\x1b[2J")
+    try:
+        for look in looks:
+            height = shutil.get_terminal_size().lines
+            lines = [f"{_now()}  Ctrl-C ends", "", *_picture(look)][: max(3, height - 1)]
+            sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\x1b[?7h")
+        sys.stdout.flush()
+
+
+def _picture(look: dict[str, Any] | AgentUnreachable) -> list[str]:
+    if isinstance(look, AgentUnreachable):
+        return [paint(printable(look), "red", color=has_color())]
+    return status_lines(look, color=has_color())
+
+
+def _follow(looks: Iterator[dict[str, Any] | AgentUnreachable]) -> None:
+    """One line for each service at first, then one for each change, until nobody reads."""
+    known: dict[str, str] = {}
+    for look in looks:
+        summaries = _summaries(look)
+        for name, text in summaries.items():
+            if known.get(name) != text and not say(f"{_now()} {printable(_prefixed(name, text))}"):
+                return
+        known |= summaries
+
+
+def _summaries(look: dict[str, Any] | AgentUnreachable) -> dict[str, str]:
+    if isinstance(look, AgentUnreachable):
+        return {"agent": str(look)}
+    summaries = {name: _summary(name, service) for name, service in look["services"].items()}
+    return {**summaries, "agent": "; ".join(_agent_troubles(look.get("agent") or {})) or "answers"}
+
+
+def _summary(name: str, service: dict[str, Any]) -> str:
+    """What of a service is worth a line when it changes; counters of checks are not."""
+    verified = "verified" if service["verified"] else "NOT verified"
+    live = f"{_share(service)} live (generation {service['generation']}, {verified})"
+    pools = ", ".join(f"{color} {_pool(service[color]).text}" for color in _COLORS)
+    frozen = f", frozen: {service['frozen']}" if service["frozen"] else ""
+    problem = f", {service['problem'].removeprefix(f'{name}: ')}" if service.get("problem") else ""
+    return f"{live}, {pools}{frozen}{problem}"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,157 @@
+"""`green`, `blue` and `rollback`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from lbswitch.cli.options import Command, Settings, pass_settings
+from lbswitch.cli.output import complain, printable, say, say_json
+from lbswitch.cli.sentences import operation_sentence
+
+_COLORS = ("blue", "green")
+Decorated = Callable[..., Any]
+
+
+def _utf8(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not text.isprintable():
+        raise click.BadParameter("must be one line of UTF-8 text without control characters")
+    return text
+
+
+reason_option = click.option(
+    "--reason", metavar="TEXT", callback=_utf8, help="Why; kept in the history. One line, 500 characters at most."
+)
+_force = click.option("--force", is_flag=True, help="Pass the gates that can be passed: health and freeze.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would happen, up to the first change, and stop.")
+
+
+def _switch_options(function: Decorated) -> Decorated:
+    options = (
+        click.option("--all", "everything", is_flag=True, help="All services at the same instant, or none of them."),
+        _dry_run,
+        _force,
+        reason_option,
+        click.option(
+            "--expect",
+            metavar="COLOR",
+            type=click.Choice(_COLORS),
+            help="Only if this color is live now; otherwise exit 7 and change nothing.",
+        ),
+        click.option(
+            "--weight",
+            metavar="N",
+            type=click.IntRange(0, 100),
+            help="Percent of the traffic this color gets, by default 100; the other gets the rest.",
+        ),
+    )
+    for option in options:
+        function = option(function)
+    return function
+
+
+_HELP = """Send the traffic of a service to {color}.
+
+The agent checks its gates (is {color} healthy, is the service frozen, does --expect hold), renders and checks the
+configuration if it has to change, writes down what it is about to do, moves the traffic in one step, and then
+asks the service's own listener until it has seen {color} answer with the new generation, several times in a row.
+Only then it is reported as done. If it is not seen in time, everything is put back and the exit code is 4.
+
+It never drops a request, never needs a reload with the default `switching`, and never leaves a half-done switch
+behind: an agent that dies in the middle finishes or reverts when it starts. It never stops the other color's
+servers. When {color} is live already, nothing is done and the exit code is 0.
+
+\b
+Examples:
+  lbswitch {color}
+  lbswitch {color} --weight 10 --reason "canary of 2.4"
+  lbswitch {color} --expect {other} --json
+  lbswitch {color} --all --dry-run
+
+\b
+Exit codes: 0 done or already so, 3 refused by a gate, 4 failed and reverted, 6 agent unreachable,
+7 --expect does not hold or another operation is running; all of them: lbswitch --help
+"""
+
+
+def _color_command(color: str, other: str) -> click.Command:
+    @click.command(
+        cls=Command,
+        name=color,
+        help=_HELP.format(color=color, other=other),
+        short_help=f"Send a service's traffic to {color}.",
+    )
+    @_switch_options
+    @pass_settings
+    def command(settings: Settings, /, **options: Any) -> None:
+        _switch(settings, color, **options)
+
+    return command
+
+
+def _switch(settings: Settings, color: str, *, everything: bool, **options: Any) -> None:
+    request = {"to": color, **_given(options)}
+    client = settings.client()
+    if not everything:
+        _report(settings, client.switch(settings.chosen_service(client), request))
+        return
+    if settings.service:
+        raise click.UsageError("--all and --service exclude each other")
+    answer = client.switch_all(request)
+    if settings.json:
+        say_json(answer)
+        return
+    for operation in answer["operations"]:
+        _tell(operation)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def _report(settings: Settings, operation: dict[str, Any]) -> None:
+    if settings.json:
+        say_json(operation)
+    else:
+        _tell(operation)
+
+
+def _tell(operation: dict[str, Any]) -> None:
+    say(operation_sentence(operation))
+    if not operation.get("dry_run"):
+        for note in operation.get("notes", ()):
+            complain(f"  note: {printable(note)}")
+
+
+green = _color_command("green", "blue")
+blue = _color_command("blue", "green")
+
+
+@click.command(cls=Command, short_help="Go back to what was serving before.")
+@reason_option
+@_force
+@_dry_run
+@pass_settings
+def rollback(settings: Settings, /, **options: Any) -> None:
+    r"""Go back to what was serving before.
+
+    "Before" is the color that the last switch left, or the live color when a canary gets part of the traffic. It
+    works like any other switch: gates, one step, seen at the listener, or put back. A freeze does not stand in its
+    way, and neither does a template that was broken since.
+
+    It never goes back twice: after a rollback say `lbswitch green` or `lbswitch blue` to go forward again. It never
+    goes to a color whose servers are unhealthy, unless --force says so.
+
+    \b
+    Examples:
+      lbswitch rollback
+      lbswitch rollback --service shop --reason "errors in checkout"
+
+    \b
+    Exit codes: 0 done, 3 refused (nothing to go back to, or it is unhealthy), 4 failed and reverted,
+    6 agent unreachable, 7 another operation is running; all of them: lbswitch --help
+    """
+    client = settings.client()
+    _report(settings, client.rollback(settings.chosen_service(client), _given(options)))

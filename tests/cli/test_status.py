@@ -1,0 +1,128 @@
+import json
+
+from tests.cli.conftest import Run
+from tests.cli.fake_agent import FakeAgent, operation, pool, service, status
+
+
+def lines(ask: Run, agent: FakeAgent, document: dict) -> list[str]:
+    agent.answers["GET", "/v1/services"] = (200, document)
+    ran = ask("status")
+    assert ran.code == 0
+    assert ran.err == ""
+    return ran.out.splitlines()
+
+
+def test_all_well_is_a_table_and_nothing_else(ask: Run, agent: FakeAgent):
+    assert lines(ask, agent, status()) == [
+        "SERVICE  LIVE   GENERATION  VERIFIED  BLUE         GREEN        FROZEN",
+        "shop     green  43          yes       1/1 healthy  1/1 healthy  no",
+    ]
+
+
+def test_columns_are_aligned_for_all_services(ask: Run, agent: FakeAgent):
+    split = service(live="blue", weight=90, generation=1044)
+    assert lines(ask, agent, status(**{"a": service(), "long-name": split})) == [
+        "SERVICE    LIVE                  GENERATION  VERIFIED  BLUE         GREEN        FROZEN",
+        "a          green                 43          yes       1/1 healthy  1/1 healthy  no",
+        "long-name  blue 90% / green 10%  1044        yes       1/1 healthy  1/1 healthy  no",
+    ]
+
+
+def test_what_is_wrong_stands_below_with_its_numbers(ask: Run, agent: FakeAgent):
+    sick = service(
+        blue=pool("127.0.0.1:9101", "connection refused"),
+        frozen="3 switches in an hour",
+        verified=False,
+        problem="shop: the listener runs an older configuration",
+        operation={"kind": "failover", "actor": "agent"},
+    )
+    document = status(shop=sick)
+    document["agent"]["config"] |= {"valid": False, "error": "lbswitch.yaml:3: oops"}
+    document["agent"]["balancer"]["running"] = False
+    document["agent"]["notes"] = ["the template is yours"]
+    assert lines(ask, agent, document)[1:] == [
+        "shop     green  43          NO        0/1 unhealthy  1/1 healthy  yes",
+        "shop: the listener runs an older configuration",
+        "shop: frozen: 3 switches in an hour; lbswitch release -s shop ends that",
+        "shop: a failover by agent is running",
+        "shop: blue 127.0.0.1:9101 is unhealthy: connection refused (3 of 40 checks failed)",
+        "configuration /etc/lbswitch/lbswitch.yaml is not in use, the one before it is: lbswitch.yaml:3: oops",
+        "nginx is not running, there is no traffic: lbswitch balancer start",
+        "note: the template is yours",
+    ]
+
+
+def test_what_servers_say_can_not_steer_the_terminal(ask: Run, agent: FakeAgent):
+    evil = status(shop=service(blue=pool("127.0.0.1:9101", "\x1b]0;x\x07\nshop: all fine")))
+    said = lines(ask, agent, evil)
+    assert len(said) == 3
+    assert "\x1b" not in "".join(said)
+
+
+def test_json_is_the_agents_document(ask: Run, agent: FakeAgent):
+    assert json.loads(ask("status", "--json").out) == status()
+
+
+def test_a_service_alone_keeps_the_shape(ask: Run, agent: FakeAgent):
+    agent.answers["GET", "/v1/services"] = (200, status(shop=service(), cart=service(live="blue")))
+    assert list(json.loads(ask("status", "--json", "-s", "cart").out)["services"]) == ["cart"]
+    assert "shop" not in ask("status", "-s", "cart").out
+
+
+def test_an_unknown_service_is_a_usage_error_with_the_known_ones(ask: Run, agent: FakeAgent):
+    ran = ask("status", "-s", "chop")
+    assert (ran.code, ran.err) == (2, "lbswitch: there is no service 'chop'; known: shop\n")
+
+
+def test_watch_and_json_exclude_each_other(ask: Run, agent: FakeAgent):
+    ran = ask("status", "--watch", "--json")
+    assert ran.code == 2
+    assert json.loads(ran.out)["exit_code"] == 2
+
+
+def test_history_is_a_table_newest_first(ask: Run, agent: FakeAgent, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    operations = [operation(id=18, kind="rollback", to="blue", **{"from": "green"}), operation(weight=10)]
+    agent.answers["GET", "/v1/history?limit=20"] = (200, {"operations": operations})
+    ran = ask("history")
+    assert ran.code == 0
+    header, first, second = ran.out.splitlines()
+    assert header.split() == ["ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "BY", "REASON"]
+    assert first.split()[0] == "18"
+    assert "green -> blue " in first
+    assert "blue -> green 10%" in second
+    assert header.index("REASON") == first.index("release 2.4") == second.index("release 2.4")
+    assert json.loads(ask("history", "--json").out) == {"operations": operations}
+
+
+def test_history_takes_a_number_and_a_service(ask: Run, agent: FakeAgent):
+    agent.answers["GET", "/v1/history?limit=5&service=shop"] = (200, {"operations": []})
+    assert ask("history", "-n", "5", "-s", "shop") == (0, "no operations yet\n", "")
+
+
+def test_times_are_local_and_iso(ask: Run, agent: FakeAgent):
+    from datetime import datetime
+
+    agent.answers["GET", "/v1/operations/17"] = (200, operation())
+    started = next(line for line in ask("show", "17").out.splitlines() if line.startswith("started"))
+    assert datetime.fromisoformat(started.split()[1]).timestamp() == 1_790_000_000
+
+
+def test_show_tells_everything(ask: Run, agent: FakeAgent):
+    gate = {"name": "health", "message": "green is unhealthy"}
+    known = operation(state="refused", gate=gate, notes=["first", "second"])
+    agent.answers["GET", "/v1/operations/17"] = (200, known)
+    out = ask("show", "17").out
+    for fact in ("17", "shop", "blue -> green 100%", "refused", "43", "alice", "release 2.4", "health: green is"):
+        assert fact in out
+    assert "first\n            second" in out
+    assert "gates 0.1 ms, render 3.0 ms, commit 0.4 ms, verify 2.1 ms, total 5.6 ms" in out
+    assert json.loads(ask("show", "17", "--json").out) == known
+
+
+def test_show_of_nothing_is_what_the_agent_says(ask: Run, agent: FakeAgent):
+    agent.answers["GET", "/v1/operations/9"] = (
+        404,
+        {"exit_code": 2, "status": 404, "detail": "there is no operation 9"},
+    )
+    assert ask("show", "9") == (2, "", "lbswitch: there is no operation 9\n")
