@@ -235,8 +235,8 @@ class BakeConfig(_Section):
 class CriterionConfig(_Section):
     """One criterion. Read and validated; acted on from a later version."""
 
-    threshold: float = Field(allow_inf_nan=False, ge=0)
-    window: Duration
+    threshold: float = Field(allow_inf_nan=False, ge=0, description="What may not be reached.")
+    window: Duration = Field(description="How far back the metric looks, such as 30s.")
     min_samples: int | None = Field(None, ge=1, le=1_000_000_000)
     quantile: float | None = Field(None, gt=0, lt=1)
     source: Token | None = None
@@ -262,8 +262,8 @@ class PolicyConfig(_Section):
 class TlsConfig(_Section):
     """TLS termination: PEM files of the certificate chain and its key."""
 
-    cert: FilePath
-    key: FilePath
+    cert: FilePath = Field(description="Path of the certificate chain.")
+    key: FilePath = Field(description="Path of the private key.")
 
 
 class WeightsConfig(_Section):

@@ -220,6 +220,11 @@ def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
     return check
 
 
+def service_name(text: str) -> str:
+    """Accept the name of a service. Raises: ValueError."""
+    return _matching(_NAME, _SERVICE_NAME)(text)
+
+
 @dataclass(frozen=True, slots=True)
 class _Text:
     """Annotates a text that `check` accepts or makes canonical; `what` tells what to write instead of a number."""
@@ -268,6 +273,7 @@ def _named(pattern: re.Pattern[str], what: str) -> _Text:
     return _Text(_matching(pattern, what), what, _pattern(pattern))
 
 
+_SERVICE_NAME = "a service name: a-z first, then a-z, 0-9, _ and -, 48 characters at most"
 _PATH_WORDS = "an absolute path, such as /var/lib/lbswitch"
 
 ServerAddress = Annotated[str, _Text(_server_address, _ADDRESS, {"pattern": _SERVER_SCHEMA})]
@@ -284,7 +290,7 @@ HostHeader = Annotated[str, _named(_HOST_HEADER, "a host name")]
 """A value for the Host header."""
 Token = Annotated[str, _named(_TOKEN, "a name made of letters, digits, _ and - (64 at most)")]
 """The name of a cookie, header, user or source."""
-ServiceName = Annotated[str, _named(_NAME, "a service name: a-z first, then a-z, 0-9, _ and -, 48 characters at most")]
+ServiceName = Annotated[str, _named(_NAME, _SERVICE_NAME)]
 """The name of a service; it becomes part of file, variable and backend names."""
 Stickiness = Annotated[str, _named(_STICKY, "one of none, address, cookie:NAME and header:NAME")]
 """Who stays on a color while both get traffic."""

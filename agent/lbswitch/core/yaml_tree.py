@@ -8,7 +8,7 @@ would expand to is bounded before anybody expands it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,6 +58,25 @@ class Entry(NamedTuple):
 
     line: int
     node: Node
+
+
+def locate(entry: Entry, location: Sequence[str | int]) -> tuple[Node, int]:
+    """What is at the location, or the innermost around it that exists, and the line to name for it."""
+    line = entry.line
+    for part in location:
+        child = _child(entry.node, part)
+        if child is None:
+            break
+        entry, line = child, child.line if isinstance(child.node.value, dict | list) else child.node.line
+    return entry.node, line
+
+
+def _child(node: Node, part: str | int) -> Entry | None:
+    if isinstance(node.value, dict):
+        return node.value.get(str(part))
+    if isinstance(node.value, list) and isinstance(part, int) and part < len(node.value):
+        return Entry(node.value[part].line, node.value[part])
+    return None
 
 
 class NotYaml(Exception):
@@ -238,7 +257,8 @@ class _Composer:
         if is_merge and parent.merge_line:
             before = parent.merge_line
         if before:
-            self._problem(f"the key is there twice, in line {before} and in line {line}", line, node.text)
+            where = f"in line {line}" if before == line else f"in line {before} and in line {line}"
+            self._problem(f"the key is there twice, {where}", line, node.text)
         return _Key(node.text, line, is_merge, is_kept=not before)
 
     def _value(self, parent: _Open, key: _Key, node: Node) -> None:

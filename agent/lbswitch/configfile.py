@@ -1,0 +1,95 @@
+"""The configuration file on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbswitch.core import defaults
+from lbswitch.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lbswitch.core.config import Config
+
+_LARGEST = 16 * 1024 * 1024
+_ELSEWHERE = "name another with --config or LBSWITCH_CONFIG"
+_TOP_LEVEL = re.compile(r"^[^\s#].*", re.MULTILINE)
+_PLAIN_KEY = re.compile(r"(agent|balancer|services):(?:\s|$)")
+
+
+def default_path() -> Path:
+    """`$LBSWITCH_CONFIG`, else `/etc/lbswitch/lbswitch.yaml`."""
+    return Path(os.environ.get("LBSWITCH_CONFIG") or defaults.CONFIG)
+
+
+def load(path: Path) -> Config:
+    """Read and validate the file. Raises: ConfigError, also when there is no file or it can't be read."""
+    from lbswitch.core.config_text import parse  # heavy: pydantic
+
+    return parse(_read(path), str(path))
+
+
+def socket_of(path: Path) -> str:
+    """`agent.socket` of the file. Quick: without validating, or even parsing, what is not needed for it.
+
+    Raises: ConfigError, when the file can't be read or the socket can't be found in it.
+    """
+    socket = _socket_in(_read(path))
+    return socket if socket is not None else load(path).agent.socket
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise _unreadable(path, _reason(error)) from error
+    if len(content) > _LARGEST:
+        raise _unreadable(path, f"is larger than {_LARGEST >> 20} MiB: this is not a configuration of lbswitch")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _unreadable(path, f"is not UTF-8: byte {content[error.start]:#04x}; save it as UTF-8", line) from error
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"does not exist: write one there, or {_ELSEWHERE}"
+    if isinstance(error, IsADirectoryError):
+        return f"is a directory: {_ELSEWHERE}"
+    if isinstance(error, PermissionError):
+        return f"may not be read by this user (uid {os.geteuid()}): run as another user, give it read access, or {_ELSEWHERE}"
+    return f"can't be read: {error.strerror}"
+
+
+def _unreadable(path: Path, message: str, line: int = 0) -> ConfigError:
+    return ConfigError(str(path), [Problem(message, line=line)])
+
+
+def _socket_in(text: str) -> str | None:
+    """The socket, when the file is written plainly enough to be sure; else None."""
+    lines = list(_TOP_LEVEL.finditer(text.removeprefix("\ufeff")))
+    keys = [match[1] if (match := _PLAIN_KEY.match(line[0])) else None for line in lines]
+    if None in keys or len(set(keys)) != len(keys) or not keys:
+        return None
+    if "agent" not in keys:
+        return defaults.SOCKET
+    index = keys.index("agent")
+    end = lines[index + 1].start() if index + 1 < len(lines) else len(text)
+    return _socket_in_block(text[lines[index].start() : end])
+
+
+def _socket_in_block(block: str) -> str | None:
+    import yaml  # only here: most files of many services have no agent section
+
+    try:
+        section = yaml.load(block, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["agent"]  # noqa: S506 - safe ones
+    except (yaml.YAMLError, ValueError):
+        return None
+    if not isinstance(section, dict):
+        return None
+    socket = section.get("socket", defaults.SOCKET)
+    return socket if isinstance(socket, str) and socket.startswith("/") else None

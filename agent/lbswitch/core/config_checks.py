@@ -1,0 +1,215 @@
+"""What is only wrong together: listeners that collide, circles, names that become the same, balancers that can't."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from lbswitch.core.config import AgentConfig, BalancerConfig, BalancerKind, Config, Mode, ServiceConfig, Switching
+from lbswitch.core.model import Color
+from lbswitch.core.names import variable_name
+from lbswitch.core.values import Endpoint, parse_endpoint
+
+_MOST_THREADS = 64  # HAProxy before 2.7; later ones take more in groups
+_LONGEST_STATE_DIR = 64  # HAProxy's sockets lie below it and have at most 107 bytes, a temporary suffix included
+
+
+class Misplaced(NamedTuple):
+    """One thing that is wrong; `at` is the path of the key to blame."""
+
+    at: tuple[str | int, ...]
+    message: str
+
+
+class _Listener(NamedTuple):
+    at: tuple[str, ...]
+    endpoint: Endpoint
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.at)
+
+
+def cross_check(
+    agent: AgentConfig | None, balancer: BalancerConfig | None, services: Mapping[str, ServiceConfig]
+) -> Iterator[Misplaced]:
+    """Check the sections that are right by themselves against each other; None is a section that is not."""
+    is_dual = balancer is not None and balancer.kind is BalancerKind.HAPROXY
+    yield from _listeners(agent, services, is_dual=is_dual)
+    yield from _circles(services)
+    yield from _names(services)
+    if balancer is not None:
+        yield from _abilities(balancer, services)
+        yield from _sizes(agent or AgentConfig(), balancer)
+
+
+def _listeners(
+    agent: AgentConfig | None, services: Mapping[str, ServiceConfig], *, is_dual: bool
+) -> Iterator[Misplaced]:
+    """Two listeners that the system would not let exist, or of which one would take the other's connections."""
+    by_port: defaultdict[int, list[_Listener]] = defaultdict(list)
+    for listener in _all_listeners(agent, services):
+        others = by_port[listener.endpoint.port]
+        other = next((one for one in others if _overlap(one.endpoint, listener.endpoint, is_dual=is_dual)), None)
+        if other is not None:
+            yield Misplaced(
+                listener.at, f"is {str(listener.endpoint)!r}, which {other.name} ({other.endpoint}) listens on already"
+            )
+        others.append(listener)
+
+
+def _all_listeners(agent: AgentConfig | None, services: Mapping[str, ServiceConfig]) -> Iterator[_Listener]:
+    if agent is not None:
+        yield _Listener(("agent", "socket"), Endpoint(path=agent.socket))
+    if agent is not None and agent.listen is not None:
+        yield _Listener(("agent", "listen"), parse_endpoint(agent.listen))
+    for name, service in services.items():
+        yield _Listener(("services", name, "bind"), parse_endpoint(service.bind))
+
+
+def _overlap(one: Endpoint, other: Endpoint, *, is_dual: bool) -> bool:
+    if one.port != other.port or one.is_unix != other.is_unix:
+        return False
+    if one.is_unix:
+        return one.path == other.path
+    return _covers(one, other, is_dual=is_dual) or _covers(other, one, is_dual=is_dual)
+
+
+def _covers(wide: Endpoint, narrow: Endpoint, *, is_dual: bool) -> bool:
+    """Whether a listener on `wide` gets connections that are made to `narrow`; `is_dual`: `[::]` takes IPv4 too."""
+    if wide.host == narrow.host:
+        return True
+    if "localhost" in (wide.host, narrow.host):
+        other = narrow if wide.host == "localhost" else wide
+        return other.is_any or other.host in ("127.0.0.1", "::1")
+    if wide.host == "::":
+        return narrow.is_ipv6 or is_dual
+    return wide.is_any and not narrow.is_ipv6
+
+
+def _circles(services: Mapping[str, ServiceConfig]) -> Iterator[Misplaced]:
+    """Servers that are a listener of ours from which the requests come back."""
+    listeners: defaultdict[tuple[int, str], list[tuple[str, Endpoint]]] = defaultdict(list)
+    for name, service in services.items():
+        endpoint = parse_endpoint(service.bind)
+        listeners[endpoint.port, endpoint.path].append((name, endpoint))
+    edges = [edge for name, service in services.items() for edge in _edges(name, service, listeners)]
+    onward: defaultdict[str, set[str]] = defaultdict(set)
+    for source, target, _, _ in edges:
+        onward[source].add(target)
+    for source, target, at, address in edges:
+        if source == target:
+            yield Misplaced(at, f"is {address!r}, where {source} itself listens: its requests would go in a circle")
+        elif _leads_to(target, source, onward):
+            yield Misplaced(
+                at, f"is {address!r}, where {target} listens, which sends to {source}: requests would go in a circle"
+            )
+
+
+class _Edge(NamedTuple):
+    source: str
+    target: str
+    at: tuple[str | int, ...]
+    address: str
+
+
+def _edges(
+    name: str, service: ServiceConfig, listeners: Mapping[tuple[int, str], list[tuple[str, Endpoint]]]
+) -> Iterator[_Edge]:
+    for color in Color:
+        for index, address in enumerate(service.pool(color).servers):
+            server = parse_endpoint(address)
+            for other, endpoint in listeners.get((server.port, server.path), ()):
+                if endpoint.is_unix or _reaches(server, endpoint):
+                    yield _Edge(name, other, ("services", name, str(color), "servers", index), address)
+
+
+def _reaches(server: Endpoint, listener: Endpoint) -> bool:
+    """Whether connecting to `server` surely arrives at `listener`; of other hosts nothing is known here."""
+    if listener.is_any and not server.is_loopback:
+        return False
+    return _covers(listener, server, is_dual=False)
+
+
+def _leads_to(start: str, end: str, onward: Mapping[str, set[str]]) -> bool:
+    seen, waiting = {start}, [start]
+    while waiting:
+        here = waiting.pop()
+        if here == end:
+            return True
+        following = onward.get(here, set()) - seen
+        seen |= following
+        waiting.extend(following)
+    return False
+
+
+def _names(services: Iterable[str]) -> Iterator[Misplaced]:
+    taken: dict[str, str] = {}
+    for name in services:
+        other = taken.setdefault(variable_name(name), name)
+        if other != name:
+            yield Misplaced(
+                ("services", name),
+                f"has the same name as {other} once - becomes _ in the balancer's variables: rename one",
+            )
+
+
+def _abilities(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) -> Iterator[Misplaced]:
+    """What this kind of balancer can't do."""
+    is_nginx = balancer.kind is BalancerKind.NGINX
+    foreign = Switching.MAP if is_nginx else Switching.POINTER
+    allowed = "pointer or reload" if is_nginx else "map or reload"
+    for name, service in services.items():
+        if service.switching is foreign:
+            yield Misplaced(
+                ("services", name, "switching"),
+                f"is {str(foreign)!r}, which {balancer.kind} does not have: write {allowed}, or leave it out",
+            )
+        if is_nginx and service.mode is Mode.TCP:
+            yield Misplaced(
+                ("services", name, "mode"),
+                "is 'tcp', which needs balancer.kind: haproxy (nginx carries http in this version)",
+            )
+
+
+def _sizes(agent: AgentConfig, balancer: BalancerConfig) -> Iterator[Misplaced]:
+    if balancer.kind is not BalancerKind.HAPROXY:
+        return
+    if balancer.workers is not None and balancer.workers > _MOST_THREADS:
+        yield Misplaced(
+            ("balancer", "workers"), f"is {balancer.workers}, but HAProxy has at most {_MOST_THREADS} threads"
+        )
+    if len(agent.state_dir) > _LONGEST_STATE_DIR:
+        yield Misplaced(
+            ("agent", "state_dir"),
+            f"has {len(agent.state_dir)} bytes, but HAProxy's sockets lie below it: {_LONGEST_STATE_DIR} at most",
+        )
+
+
+def notes(config: Config) -> list[str]:
+    """Plain sentences: settings that this version checks but does not act on yet, and what is probably a mistake."""
+    found = [
+        f"{setting} is checked but not acted on by this version ({_listed(names)})"
+        for setting, names in _not_acted_on(config).items()
+    ]
+    return [*found, *_shared_servers(config)]
+
+
+def _not_acted_on(config: Config) -> dict[str, list[str]]:
+    by_setting = {
+        setting: [name for name, service in config.services.items() if getattr(service, setting) is not None]
+        for setting in ("bake", "criteria", "policy")
+    }
+    return {setting: names for setting, names in by_setting.items() if names}
+
+
+def _shared_servers(config: Config) -> Iterator[str]:
+    for name, service in config.services.items():
+        shared = sorted(set(service.blue.servers) & set(service.green.servers))
+        if shared:
+            yield f"services.{name}: blue and green both have {_listed(shared)}, so a switch does not move them"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:5])} and {len(names) - 5} more"

@@ -1,0 +1,142 @@
+"""From the text of a configuration file to `Config`, with every problem at once, each with its line.
+
+The sections (agent, balancer, each service) are read one by one, so that an error in one hides none in another; those
+that are right are then checked against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lbswitch.core.config import AgentConfig, BalancerConfig, Config, ServiceConfig
+from lbswitch.core.config_checks import cross_check, notes
+from lbswitch.core.config_problems import Location, Section, dotted, read_section, show_node, unknown_key
+from lbswitch.core.values import format_duration, service_name
+from lbswitch.core.yaml_tree import Entry, Node, NotYaml, locate, read_tree
+from lbswitch.errors import ConfigError, Problem
+
+__all__ = ["notes", "parse", "schema"]
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_MOST_SERVICES = 10_000
+
+
+def parse(text: str, source: str) -> Config:
+    """Read a configuration; `source` names the file in messages. `${...}` and the like mean nothing special.
+
+    Raises: ConfigError with everything that is wrong, in the order of the file.
+    """
+    try:
+        root, problems = read_tree(text)
+    except NotYaml as error:
+        raise ConfigError(source, [error.problem]) from None
+    reading = _Reading(root, problems)
+    config = reading.config()
+    if config is None or reading.problems:
+        raise ConfigError(source, sorted(reading.problems, key=lambda problem: problem.line))
+    return config
+
+
+class _Reading:
+    """One pass over a tree; `problems` grows."""
+
+    def __init__(self, root: Node, problems: list[Problem]) -> None:
+        self.problems = list(problems)
+        self._root = Entry(root.line, root)
+        self._sections = root.value if isinstance(root.value, dict) else {}
+
+    def config(self) -> Config | None:
+        """The whole, or None when a part of it is wrong."""
+        if not isinstance(self._root.node.value, dict):
+            known = ", ".join(Config.model_fields)
+            self._problem((), f"is {show_node(self._root.node)}, but a mapping with these keys is needed: {known}")
+            return None
+        self._known_keys()
+        agent = self._section(AgentConfig, "agent") if "agent" in self._sections else AgentConfig()
+        balancer = self._section(BalancerConfig, "balancer")
+        services = self._services()
+        for at, message in cross_check(agent, balancer, services):
+            self._problem(at, message)
+        if agent is None or balancer is None or self.problems:
+            return None
+        return Config(agent=agent, balancer=balancer, services=services)
+
+    def _known_keys(self) -> None:
+        for key in self._sections:
+            if key not in Config.model_fields:
+                self._problem((key,), unknown_key(key, Config.model_fields), on_key=True)
+
+    def _section(self, model: type[Section], name: str) -> Section | None:
+        entry = self._sections.get(name)
+        if entry is None:
+            self._problem((name,), f"is missing. {Config.model_fields[name].description}")
+            return None
+        section, problems = read_section(model, entry, name)
+        self.problems.extend(problems)
+        return section
+
+    def _services(self) -> dict[str, ServiceConfig]:
+        entry = self._sections.get("services")
+        what = Config.model_fields["services"].description
+        if entry is None:
+            self._problem(("services",), f"is missing. {what}")
+            return {}
+        entries = entry.node.value
+        if not isinstance(entries, dict) or not entries:
+            written = "empty" if entries == {} else show_node(entry.node)
+            self._problem(("services",), f"is {written}, but a mapping is needed. {what}", on_key=True)
+            return {}
+        if len(entries) > _MOST_SERVICES:
+            self._problem(("services",), f"holds {len(entries)} services, {_MOST_SERVICES} at most are supported")
+        found = {name: self._service(name, each) for name, each in entries.items()}
+        return {name: service for name, service in found.items() if service is not None}
+
+    def _service(self, name: str, entry: Entry) -> ServiceConfig | None:
+        """The service, or None when something is wrong with it or with its name."""
+        service, problems = read_section(ServiceConfig, entry, dotted("services", name))
+        self.problems.extend(problems)
+        try:
+            service_name(name)
+        except ValueError as error:
+            self._problem(("services", name), f"the name {error}", on_key=True)
+            return None
+        return service
+
+    def _problem(self, at: Location, message: str, *, on_key: bool = False) -> None:
+        """Add a problem; `on_key` when it is the key that is wrong and not its value."""
+        line = locate(self._root, at)[1]
+        if on_key:
+            parent = locate(self._root, at[:-1])[0]
+            line = parent.value[str(at[-1])].line if isinstance(parent.value, dict) else line
+        self.problems.append(Problem(message, dotted(*at), line))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the file (draft 2020-12). What depends on several settings together it can't say."""
+    document = Config.model_json_schema()
+    _write_durations(document)
+    names = _service_names(document)
+    return {"$schema": _DIALECT, **document, "title": "lbswitch", "description": "lbswitch.yaml", **names}
+
+
+def _service_names(document: dict[str, Any]) -> dict[str, Any]:
+    services = {**document["properties"]["services"]}
+    patterns = services.pop("patternProperties", None)
+    if patterns is not None:
+        services |= {
+            "propertyNames": {"pattern": next(iter(patterns))},
+            "additionalProperties": next(iter(patterns.values())),
+        }
+    return {"properties": {**document["properties"], "services": services}}
+
+
+def _write_durations(part: Any) -> None:
+    """Write defaults as the file would: `1s`, not 1.0."""
+    if isinstance(part, list):
+        for item in part:
+            _write_durations(item)
+    elif isinstance(part, dict):
+        if part.get("type") == "string" and isinstance(part.get("default"), int | float):
+            part["default"] = format_duration(part["default"])
+        for item in part.values():
+            _write_durations(item)
