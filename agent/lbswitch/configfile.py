@@ -61,7 +61,8 @@ def _reason(error: OSError) -> str:
     if isinstance(error, IsADirectoryError):
         return f"is a directory: {_ELSEWHERE}"
     if isinstance(error, PermissionError):
-        return f"may not be read by this user (uid {os.geteuid()}): run as another user, give it read access, or {_ELSEWHERE}"
+        who = f"this user (uid {os.geteuid()})"
+        return f"may not be read by {who}: run as another user, give it read access, or {_ELSEWHERE}"
     return f"can't be read: {error.strerror}"
 
 
@@ -71,7 +72,10 @@ def _unreadable(path: Path, message: str, line: int = 0) -> ConfigError:
 
 def _socket_in(text: str) -> str | None:
     """The socket, when the file is written plainly enough to be sure; else None."""
-    lines = list(_TOP_LEVEL.finditer(text.removeprefix("\ufeff")))
+    text = text.removeprefix("\ufeff")
+    lines = list(_TOP_LEVEL.finditer(text))
+    if lines and lines[0][0].rstrip() == "---":
+        del lines[0]
     keys = [match[1] if (match := _PLAIN_KEY.match(line[0])) else None for line in lines]
     if None in keys or len(set(keys)) != len(keys) or not keys:
         return None
@@ -83,13 +87,12 @@ def _socket_in(text: str) -> str | None:
 
 
 def _socket_in_block(block: str) -> str | None:
-    import yaml  # only here: most files of many services have no agent section
+    from lbswitch.core.yaml_tree import NotYaml, read_tree  # many files have no agent section
 
     try:
-        section = yaml.load(block, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["agent"]  # noqa: S506 - safe ones
-    except (yaml.YAMLError, ValueError):
+        root, problems = read_tree(block)
+    except NotYaml:
         return None
-    if not isinstance(section, dict):
-        return None
-    socket = section.get("socket", defaults.SOCKET)
-    return socket if isinstance(socket, str) and socket.startswith("/") else None
+    agent = root.plain()["agent"]
+    socket = agent.get("socket", defaults.SOCKET) if isinstance(agent, dict) else None
+    return socket if isinstance(socket, str) and socket.startswith("/") and not problems else None
