@@ -1,14 +1,18 @@
+import contextlib
+import grp  # noqa: F401 - loaded while this process may still read it
 import json
 import os
+import pwd  # noqa: F401
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lbswitch.client import Client, UnixSocket
 from lbswitch.errors import AgentUnreachable
-from tests.cli.conftest import Run, start
+from tests.cli.conftest import Run
 from tests.cli.fake_agent import FakeAgent, dead_socket, operation, service, status
 
 SWITCH = "/v1/services/shop/switch"
@@ -41,18 +45,40 @@ def test_a_path_that_no_socket_can_have_is_an_absent_agent(run: Run):
     assert run("status", "--socket", "/tmp/" + "x" * 200).code == 6
 
 
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Be a user without any rights; root only."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="root becomes somebody else")
-def test_who_may_not_use_the_socket_learns_whose_it_is(agent: FakeAgent, directory: Path):
+def test_who_may_not_use_the_socket_learns_whose_it_is(agent: FakeAgent, ask: Run, directory: Path):
     assert agent.socket_path is not None
     directory.chmod(0o755)
     os.chown(agent.socket_path, 0, 4)
     agent.socket_path.chmod(0o660)
-    source = Path(__file__).resolve().parents[2] / "agent"
-    with start("status", "--socket", agent.socket_path, user=65534, group=65534, extra_groups=[], cwd=source) as ran:
-        _, err = ran.communicate(timeout=30)
-    assert ran.returncode == 8, err
-    assert "belongs to user root and group adm, mode 0660" in err
-    assert "usermod -aG adm" in err
+    with nobody():
+        ran = ask("status")
+    assert (ran.code, ran.out) == (8, "")
+    assert "belongs to user root and group adm, mode 0660" in ran.err
+    assert "usermod -aG adm" in ran.err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root becomes somebody else")
+def test_who_may_not_even_look_into_the_directory_learns_that(agent: FakeAgent, ask: Run, directory: Path):
+    with nobody():
+        ran = ask("status")
+    assert ran.code == 8
+    assert f"may not look into {directory}" in ran.err
 
 
 def test_garbage_after_a_switch_leaves_the_outcome_unknown(ask: Run, agent: FakeAgent):

@@ -135,7 +135,7 @@ def test_the_fast_path_loads_nothing_heavy(agent: FakeAgent):
     code = (
         "import sys; from lbswitch.cli.main import main; code = main(sys.argv[1:]); "
         "heavy = {'pydantic', 'yaml', 'asyncio', 'http.client', 'httpx', 'rich', 'lbswitch.core.config', 'logging', "
-        "'urllib.parse', 'subprocess', 'dataclasses'}; loaded = heavy & set(sys.modules); "
+        "'urllib.parse', 'subprocess'}; loaded = heavy & set(sys.modules); "
         "sys.exit(code or ' '.join(sorted(loaded)) or 0)"
     )
     argv = [sys.executable, "-c", code, "status", "--socket", str(agent.socket_path)]

@@ -10,9 +10,9 @@ import click
 
 import lbswitch
 from lbswitch.client import Client, HttpUrl, UnixSocket
+from lbswitch.core import defaults
 from lbswitch.errors import InvalidRequest, LbswitchError, UnknownService
 
-DEFAULT_SOCKET = "/run/lbswitch/agent.sock"
 _COMPLETION_TIMEOUT_S = 0.5
 
 
@@ -30,7 +30,7 @@ class Settings:
     @property
     def config_path(self) -> str:
         """`--config`, `LBSWITCH_CONFIG`, or the usual place."""
-        return self._named_config or _default_config()
+        return self._named_config or defaults.CONFIG
 
     @property
     def _named_config(self) -> str | None:
@@ -61,7 +61,7 @@ class Settings:
         """`agent.socket` of the configuration file. Only one that was named has to be there and readable."""
         path = self.config_path
         if not self._named_config and not os.access(path, os.R_OK):
-            return DEFAULT_SOCKET
+            return defaults.SOCKET
         from pathlib import Path
 
         from lbswitch.configfile import socket_of
@@ -88,12 +88,6 @@ class Settings:
         """Raises InvalidRequest when `--url` asks for what can only be done on this host."""
         if self.url:
             raise InvalidRequest(f"{command} works on this host's files and can't be asked for through --url")
-
-
-def _default_config() -> str:
-    from lbswitch.configfile import default_path
-
-    return str(default_path())
 
 
 def _checked_url(url: str, source: str) -> str:
@@ -164,7 +158,7 @@ def _global_options() -> list[click.Parameter]:
         _global("--json", is_flag=True, callback=_say_json, text="Print exactly one JSON document on stdout."),
         _global(
             "--config", callback=_remember, metavar="FILE", type=click.Path(),
-            text="Configuration file (LBSWITCH_CONFIG; /etc/lbswitch/lbswitch.yaml).",
+            text=f"Configuration file (LBSWITCH_CONFIG; {defaults.CONFIG}).",
         ),
         _global(
             "--socket", callback=_remember, metavar="PATH", type=click.Path(),
