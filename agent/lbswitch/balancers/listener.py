@@ -57,21 +57,27 @@ def _connect(endpoint: Endpoint, *, tls: bool) -> socket.socket:
         raise
 
 
-def observe(service: str, bind: Endpoint, *, tls: bool = False) -> Observation:
+def accepts(service: str, bind: Endpoint) -> None:
+    """Connect to the listener of `service` and say nothing. Raises: NotSeen."""
+    try:
+        _connect(bind.local, tls=False).close()
+    except OSError as error:
+        raise NotSeen(f"{service}: {bind.local} does not accept connections: {error}") from error
+
+
+def observe(service: str, bind: Endpoint, *, tls: bool = False, path: str = STATE_PATH) -> Observation:
     """One answer of the listener of `service`, on a fresh connection. Raises: NotSeen."""
     endpoint = bind.local
     try:
         with _connect(endpoint, tls=tls) as connected:
             connection = _Connection(connected)
-            connection.request("GET", STATE_PATH, headers={"Connection": "close"})
+            connection.request("GET", path, headers={"Connection": "close"})
             response = connection.getresponse()
             body = response.read(4096).decode("ascii", errors="replace")
     except (OSError, http.client.HTTPException) as error:
         raise NotSeen(f"{service}: {endpoint} does not answer: {error or type(error).__name__}") from error
     if response.status != 200:
-        raise NotSeen(
-            f"{service}: {endpoint} answers HTTP {response.status} to {STATE_PATH}; is it lbswitch's listener?"
-        )
+        raise NotSeen(f"{service}: {endpoint} answers HTTP {response.status} to {path}; is it lbswitch's listener?")
     return _parse(service, endpoint, body, response)
 
 

@@ -1,0 +1,213 @@
+"""The two maps that HAProxy looks up for every request, as text, on disk and in a worker.
+
+    live.map      shop blue            the live color
+                  shop.generation 42   (a service's name holds no dot)
+    weights.map   shop 10              percent of the traffic that goes to green
+
+A service is in weights.map only while its traffic is split, and is then routed by it alone. So live.map is always
+changed first: what it says of a split service has no effect until the weight goes, and every service moves in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbswitch.balancers.haproxy_runtime import Runtime, Unanswered
+from lbswitch.core.model import Color, Intent, Route, ServiceIntent
+from lbswitch.files import sync_directory, write_file
+
+_CHUNK = 12_000  # a command and its payload have to fit into tune.bufsize, 16 kB by default
+_UNKNOWN_MAP = "Unknown map identifier"
+_GENERATION = ".generation"
+
+
+def share_of_green(route: Route) -> int:
+    """Percent of the traffic that goes to green, 0..100."""
+    return route.share(Color.GREEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """What both maps hold: lines of key, space, value."""
+
+    live: str
+    weights: str
+
+    @classmethod
+    def of(cls, intent: Intent) -> Maps:
+        """The maps that serve this intent."""
+        live, weights = [], []
+        for name, service in sorted(intent.services.items()):
+            live.append(f"{name} {service.route.live}\n{name}{_GENERATION} {service.generation}\n")
+            if service.route.is_split:
+                weights.append(f"{name} {share_of_green(service.route)}\n")
+        return cls("".join(live), "".join(weights))
+
+    def intent(self) -> Intent:
+        """What these maps serve. Services with a line that nobody understands are left out."""
+        live, weights = _pairs(self.live), _pairs(self.weights)
+        services = {}
+        for name, color in live.items():
+            with contextlib.suppress(KeyError, ValueError):
+                generation = int(live[name + _GENERATION])
+                route = Route(Color(color))
+                if name in weights:
+                    route = route.with_share(Color.GREEN, int(weights[name]))
+                services[name] = ServiceIntent(route, generation, route.is_split)
+        return Intent(services, max((service.generation for service in services.values()), default=0))
+
+
+def _pairs(text: str) -> Mapping[str, str]:
+    lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
+    return {words[0]: words[1] for words in lines if len(words) == 2}
+
+
+class MapFiles:
+    """Both maps on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        """Remember where; nothing is made before the first commit."""
+        self.directory = directory
+        self.live = directory / "live.map"
+        self.weights = directory / "weights.map"
+
+    def exist(self) -> bool:
+        """Whether HAProxy could start with them."""
+        return self.live.exists() and self.weights.exists()
+
+    def read(self) -> Maps | None:
+        """What is on disk, or None before the first commit. Raises: OSError."""
+        try:
+            return Maps(self.live.read_text(), self.weights.read_text())
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def staged(self, maps: Maps) -> Iterator[StagedFiles]:
+        """Write new files, durably, beside those in use; what was not applied is gone afterwards. Raises: OSError."""
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        staged = StagedFiles([(self.live, maps.live), (self.weights, maps.weights)])
+        try:
+            staged.write()
+            yield staged
+        finally:
+            staged.clean()
+
+    @contextlib.contextmanager
+    def present(self) -> Iterator[None]:
+        """Make those that are missing, empty and only for as long as the checker looks. Raises: OSError."""
+        made = [path for path in (self.live, self.weights) if not path.exists()]
+        try:
+            for path in made:
+                path.touch(mode=0o644)
+            yield
+        finally:
+            for path in made:
+                path.unlink(missing_ok=True)
+
+
+class StagedFiles:
+    """New content for files, on disk but not in use; going back takes no room on a full disk."""
+
+    def __init__(self, contents: list[tuple[Path, str]]) -> None:
+        """Files in the order in which they are to change."""
+        self._contents = [(path, content.encode()) for path, content in contents if not _holds(path, content)]
+
+    def write(self) -> None:
+        """Write and fsync the new content, and keep a second name for the old. Raises: OSError."""
+        for path, content in self._contents:
+            write_file(_new(path), content)
+            _old(path).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                _old(path).hardlink_to(path)
+
+    def apply(self) -> None:
+        """Rename the new files into place, durably. Raises: OSError; then `revert`."""
+        for path, _ in self._contents:
+            _new(path).rename(path)
+        self._sync()
+
+    def revert(self) -> None:
+        """Rename the old files back. Raises: OSError."""
+        for path, _ in reversed(self._contents):
+            if _old(path).exists():
+                _old(path).rename(path)
+            else:
+                path.unlink(missing_ok=True)
+        self._sync()
+
+    def clean(self) -> None:
+        """Remove the second names."""
+        for path, _ in self._contents:
+            with contextlib.suppress(OSError):
+                _new(path).unlink(missing_ok=True)
+                _old(path).unlink(missing_ok=True)
+
+    def _sync(self) -> None:
+        for directory in {path.parent for path, _ in self._contents}:
+            sync_directory(directory)
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _holds(path: Path, content: str) -> bool:
+    try:
+        return path.read_text() == content
+    except FileNotFoundError:
+        return False
+
+
+class WorkerMaps:
+    """New content for both maps of one worker: first prepared, which no request notices, then committed."""
+
+    def __init__(self, runtime: Runtime, worker: int, files: MapFiles) -> None:
+        """Nothing is said to the worker yet."""
+        self.worker = worker
+        self._runtime = runtime
+        self._files = files
+        self._versions: list[str] = []
+
+    def prepare(self, maps: Maps) -> None:
+        """Hand over the content. Raises: Unanswered; then `discard`."""
+        for path, content in ((self._files.live, maps.live), (self._files.weights, maps.weights)):
+            answer = self._runtime.ask(self.worker, f"prepare map {path}").strip()
+            if answer.startswith(_UNKNOWN_MAP):
+                continue  # the configuration of this worker does not look into that map
+            label, _, version = answer.partition("New version created: ")
+            if label or not version.isdigit():
+                raise Unanswered(f"worker {self.worker} says: {answer[:200]}")
+            self._versions.append(f"map @{version} {path}")
+            for chunk in _chunks(content):
+                self._runtime.feed(self.worker, f"add map @{version} {path}", chunk)
+
+    def commit(self) -> None:
+        """Make it what requests see: each map in one instant, live.map first. Raises: Unanswered."""
+        if self._versions:
+            self._runtime.tell(self.worker, [f"commit {version}" for version in self._versions])
+
+    def discard(self) -> None:
+        """Forget what was prepared; a worker that can't be reached forgets it when it ends."""
+        for version in self._versions:
+            with contextlib.suppress(Unanswered):
+                self._runtime.tell(self.worker, [f"clear {version}"])
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Whole lines, as many as fit into one command."""
+    chunk = ""
+    for line in text.splitlines(keepends=True):
+        if len(chunk) + len(line) > _CHUNK:
+            yield chunk
+            chunk = ""
+        chunk += line
+    if chunk:
+        yield chunk

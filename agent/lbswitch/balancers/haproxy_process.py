@@ -1,0 +1,166 @@
+"""HAProxy as a daemon that outlives the agent: a master that stays, and workers that a reload replaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lbswitch.balancers import haproxy_binds
+from lbswitch.balancers.haproxy_binds import Taken
+from lbswitch.balancers.haproxy_program import Program, alerts
+from lbswitch.balancers.haproxy_runtime import Processes, Runtime, Unanswered
+from lbswitch.core.values import Endpoint
+from lbswitch.errors import CheckFailed, ReloadFailed, StartFailed
+
+_START_S = 15.0
+_RELOAD_S = 30.0
+_SOFT_STOP_S = 10.0
+_STOP_S = 5.0
+_PAUSE_S = 0.01
+
+
+class Process:
+    """The HAProxy whose configuration is below `directory`."""
+
+    def __init__(self, program: Program, directory: Path, configuration: Path, runtime: Runtime) -> None:
+        """`configuration` is the directory that is installed; the process may run or not."""
+        self._program = program
+        self._configuration = configuration
+        self._runtime = runtime
+        self._pid_file = directory / "haproxy.pid"
+        self._master_socket = directory / "master.sock"
+
+    def pid(self) -> int | None:
+        """The master, or None when there is none: a pid that another program got meanwhile does not count."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(self._pid_file.read_text().split()[0])
+            if self._is_ours(pid):
+                return pid
+        with contextlib.suppress(Unanswered):  # the pid file was lost
+            pid = self._runtime.processes().master
+            if self._is_ours(pid):
+                return pid
+        return None
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether its command line names our configuration; that of a zombie is empty.
+
+        The master runs itself anew on a reload, with the same arguments.
+        """
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return os.fsencode(self._configuration / "haproxy.cfg") in arguments
+
+    def start(self, binds: Mapping[str, Endpoint]) -> None:
+        """Start it, detached, and wait for its worker. Raises: StartFailed, BalancerMissing."""
+        self._wait_for_free(binds)
+        started, output = self._program.run(
+            [
+                *("-W", "-D"),
+                *("-S", f"{self._master_socket},mode,600"),
+                *("-p", str(self._pid_file)),
+                *("-C", str(self._configuration)),
+                *("-f", str(self._configuration / "haproxy.cfg")),
+            ]
+        )
+        if not started:
+            raise StartFailed(f"HAProxy did not start:\n{alerts(output)}")
+        if not _until(lambda: self._has_worker(None), _START_S):
+            raise StartFailed(f"HAProxy was started, but no worker answered within {_START_S:g} s")
+
+    def _wait_for_free(self, binds: Mapping[str, Endpoint]) -> None:
+        """Workers whose master was killed end by themselves, a moment later. Raises: StartFailed."""
+        deadline = time.monotonic() + _STOP_S
+        while obstacles := list(haproxy_binds.taken(binds)):
+            if not all(self._is_left_over(obstacle) for obstacle in obstacles) or time.monotonic() > deadline:
+                raise StartFailed(_sentences("HAProxy was not started", obstacles))
+            time.sleep(_PAUSE_S)
+
+    def _is_left_over(self, obstacle: Taken) -> bool:
+        return bool(obstacle.pids) and all(self._is_ours(pid) for pid in obstacle.pids)
+
+    def reload(self, binds: Mapping[str, Endpoint]) -> int:
+        """Have a new worker take over, and give its pid. Raises: ReloadFailed; then the old worker still serves."""
+        master = self.pid()
+        if master is None:
+            raise ReloadFailed("HAProxy does not run, so it can't be reloaded; start it")
+        try:
+            before = self._runtime.processes()
+        except Unanswered as error:
+            raise ReloadFailed(f"HAProxy was not reloaded and serves as before: {error}") from error
+        self._refuse_taken(binds, before)
+        os.kill(master, signal.SIGUSR2)
+        if not _until(lambda: self._is_over(before), _RELOAD_S):
+            raise ReloadFailed(f"HAProxy did not finish its reload within {_RELOAD_S:g} s; the old worker still serves")
+        return self._new_worker(before)
+
+    def _refuse_taken(self, binds: Mapping[str, Endpoint], running: Processes) -> None:
+        """Holders that this user may not see are HAProxy's to find: the old worker may be one of them."""
+        ours = {running.master, *running.workers}
+        obstacles = [
+            obstacle
+            for obstacle in haproxy_binds.taken({name: bind for name, bind in binds.items() if not bind.is_unix})
+            if not obstacle.is_held or (obstacle.pids and not ours.intersection(obstacle.pids))
+        ]
+        if obstacles:
+            raise ReloadFailed(_sentences("HAProxy was not reloaded and serves as before", obstacles))
+
+    def _is_over(self, before: Processes) -> bool:
+        """Whether the reload ended, well or not. Raises: Unanswered while the master runs itself anew."""
+        now = self._runtime.processes()
+        return now.reloads != before.reloads and (now.failed > 0 or self._has_worker(before))
+
+    def _has_worker(self, before: Processes | None) -> bool:
+        """Whether a worker that was not there before answers."""
+        known = () if before is None else before.workers
+        new = [pid for pid in self._runtime.processes().current if pid not in known]
+        return bool(new) and bool(self._runtime.ask(new[0], "show version").strip())
+
+    def _new_worker(self, before: Processes) -> int:
+        now = self._runtime.processes()
+        new = [pid for pid in now.current if pid not in before.workers]
+        if now.failed or not new:
+            raise ReloadFailed(f"HAProxy refused the new configuration; the old worker still serves{self._why()}")
+        return new[0]
+
+    def _why(self) -> str:
+        """The daemon tells nobody why it refused; its checker may."""
+        try:
+            self._program.check(self._configuration)
+        except CheckFailed as error:
+            return f": {error}"
+        return ""
+
+    def stop(self) -> None:
+        """End it softly, then less so; nothing happens when it does not run. Raises: StartFailed."""
+        pid = self.pid()
+        if pid is None:
+            return
+        for number, patience_s in ((signal.SIGUSR1, _SOFT_STOP_S), (signal.SIGTERM, _STOP_S)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            if _until(lambda: not self._is_ours(pid), patience_s):
+                return
+        raise StartFailed(f"HAProxy (pid {pid}) did not stop within {_SOFT_STOP_S + _STOP_S:g} s")
+
+
+def _until(condition: Callable[[], bool], patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Unanswered):
+            if condition():
+                return True
+        time.sleep(_PAUSE_S)
+    return False
+
+
+def _sentences(what: str, obstacles: list[Taken]) -> str:
+    shown = "; ".join(str(obstacle) for obstacle in obstacles[:5])
+    more = f"; and {len(obstacles) - 5} more" if len(obstacles) > 5 else ""
+    return f"{what}: {shown}{more}"

@@ -1,0 +1,222 @@
+"""What the HAProxy templates are given, and the PEM files that TLS services need."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import ssl
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbswitch.balancers.haproxy_maps import MapFiles, share_of_green
+from lbswitch.balancers.templating import Templates
+from lbswitch.core.config import Config, Mode, ServiceConfig, Switching, TlsConfig
+from lbswitch.core.model import Color, Intent, ServiceIntent
+from lbswitch.core.names import pool_name
+from lbswitch.core.values import Endpoint, parse_endpoint
+from lbswitch.errors import RenderFailed
+from lbswitch.ports import REVISION_MARK, Rendered, RenderedFile
+
+_LONGEST_MS = 2**31 - 1  # HAProxy's timers
+_NOT_SPLIT = 101
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    name: str
+    servers: tuple[_Server, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Literal:
+    """Where a service with `switching: reload` goes; `weight` is green's percentage, 101 when not split."""
+
+    live: Color
+    weight: int
+    generation: int
+
+    @classmethod
+    def of(cls, intent: ServiceIntent) -> _Literal:
+        weight = share_of_green(intent.route) if intent.route.is_split else _NOT_SPLIT
+        return cls(intent.route.live, weight, intent.generation)
+
+
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """One service, as templates see it."""
+
+    name: str
+    is_http: bool
+    is_tls: bool
+    has_port: bool
+    bind: str
+    initial: Color
+    sticky_by: str
+    sticky_name: str
+    connect_ms: int
+    read_ms: int
+    pools: tuple[_Pool, ...]
+    literal: _Literal | None
+
+
+class Rendering:
+    """Renders the configuration; the same inputs are rendered once."""
+
+    def __init__(self, config: Config, directory: Path, files: MapFiles) -> None:
+        """`directory` is the balancer's own below the state directory."""
+        self._config = config
+        self._directory = directory
+        self._files = files
+        override = config.balancer.templates
+        self._templates = Templates("haproxy", None if override is None else Path(override))
+        self._last: tuple[object, Rendered] | None = None
+
+    def render(self, intent: Intent) -> Rendered:
+        """The configuration for this intent. Raises: RenderFailed."""
+        inputs = self._inputs(intent)
+        if self._last is None or self._last[0] != inputs:
+            self._last = (inputs, Rendered.of(self._render(intent)))
+        return self._last[1]
+
+    def _inputs(self, intent: Intent) -> object:
+        """Everything beside the configuration that the rendered bytes depend on."""
+        literal = tuple((name, self._literal(name, intent)) for name in self._config.services)
+        tls = tuple(_state(path) for service in self._tls() for path in (service.cert, service.key))
+        return self._templates.fingerprint(), literal, tls, os.geteuid()
+
+    def _tls(self) -> Iterator[TlsConfig]:
+        return (service.tls for service in self._config.services.values() if service.tls is not None)
+
+    def _render(self, intent: Intent) -> Iterator[RenderedFile]:
+        user, group = _user_and_group(self._config.balancer.user)
+        variables = {
+            "revision": REVISION_MARK,
+            "connections": self._config.balancer.connections,
+            "threads": self._config.balancer.workers,
+            "user": user,
+            "group": group,
+            "live_map": str(self._files.live),
+            "weights_map": str(self._files.weights),
+            "worker_socket": str(self._directory / "worker.sock"),
+            "state_socket": str(self._directory / "state.sock"),
+            "services": [self._service(name, intent) for name in self._config.services],
+        }
+        yield RenderedFile("haproxy.cfg", self._templates.render("haproxy.cfg.j2", variables))
+        for name, service in self._config.services.items():
+            if service.tls is not None:
+                yield RenderedFile(f"{name}.pem", _pem(name, service.tls), secret=True)
+
+    def _service(self, name: str, intent: Intent) -> _Service:
+        service = self._config.services[name]
+        endpoint = parse_endpoint(service.bind)
+        return _Service(
+            name=name,
+            is_http=service.mode is Mode.HTTP,
+            is_tls=service.tls is not None,
+            has_port=not endpoint.is_unix,
+            bind=_bind(name, service, endpoint),
+            initial=service.initial,
+            sticky_by=service.weights.sticky_by if service.weights else "none",
+            sticky_name=service.weights.sticky_name if service.weights else "",
+            connect_ms=_milliseconds(service.timeouts.connect),
+            read_ms=_milliseconds(service.timeouts.read),
+            pools=tuple(_Pool(pool_name(name, color), _servers(service, color)) for color in Color),
+            literal=self._literal(name, intent),
+        )
+
+    def _literal(self, name: str, intent: Intent) -> _Literal | None:
+        if self._config.switching(name) is not Switching.RELOAD:
+            return None
+        try:
+            return _Literal.of(intent.services[name])
+        except KeyError:
+            raise RenderFailed(f"{name}: the intent does not say what it serves") from None
+
+
+def server_name(position: int) -> str:
+    """The name of the server that is listed there, counting from 0."""
+    return f"s{position + 1}"
+
+
+def _servers(service: ServiceConfig, color: Color) -> tuple[_Server, ...]:
+    addresses = service.pool(color).servers
+    return tuple(_Server(server_name(i), _address(parse_endpoint(text))) for i, text in enumerate(addresses))
+
+
+def _address(endpoint: Endpoint) -> str:
+    return f"unix@{endpoint.path}" if endpoint.is_unix else str(endpoint)
+
+
+def _bind(name: str, service: ServiceConfig, endpoint: Endpoint) -> str:
+    """The arguments of the `bind` line."""
+    words = [_address(endpoint)]
+    if endpoint.is_unix:
+        words.append("mode 666")  # as nginx has it; the directory says who may connect
+    if endpoint.host == "::":
+        words.append("v6only")  # as nginx has it, and whatever the system's default is
+    if service.tls is not None:
+        words.append(f"ssl crt {name}.pem")
+        if service.mode is Mode.HTTP:
+            words.append("alpn h2,http/1.1" if service.http2 else "alpn http/1.1")
+    return " ".join(words)
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(_LONGEST_MS, max(1, round(seconds * 1000)))
+
+
+def _user_and_group(configured: str | None) -> tuple[str | None, str | None]:
+    """Who the workers run as; only root can choose. A user that does not exist is left for the checker to refuse."""
+    if os.geteuid() != 0:
+        return None, None
+    for user in [configured] if configured else ["haproxy", "nobody"]:
+        try:
+            return user, grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+        except KeyError:
+            continue
+    return (configured, configured) if configured else (None, None)
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _pem(name: str, tls: TlsConfig) -> bytes:
+    """Certificate chain and key in one, as HAProxy wants them. Raises: RenderFailed, naming the file."""
+    cert, key = (_read(name, what, path) for what, path in (("cert", tls.cert), ("key", tls.key)))
+    pem = cert.rstrip(b"\n") + b"\n" + key
+    try:
+        with tempfile.NamedTemporaryFile(prefix="lbswitch-", suffix=".pem") as file:  # mode 0600
+            file.write(pem)
+            file.flush()
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file.name, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        raise RenderFailed(
+            f"{name}: tls.key {tls.key} does not fit tls.cert {tls.cert}, or one of them is not PEM: {reason}"
+        ) from error
+    return pem
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted, and HAProxy could not ask for its password")
+
+
+def _read(name: str, what: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise RenderFailed(f"{name}: tls.{what} {path}: {error.strerror}") from error

@@ -1,0 +1,102 @@
+"""HAProxy's Runtime API, through the master's socket: it reaches every worker, also those still draining.
+
+Commands and answers: sections 9.3 and 9.4 of HAProxy's management guide.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_TIMEOUT_S = 2.0
+_MASTER = re.compile(r"^(\d+)\s+master\s+(\d+) \[failed: (\d+)\]", re.MULTILINE)
+_WORKER = re.compile(r"^(\d+)\s+worker\s", re.MULTILINE)
+_OLD_WORKERS = "# old workers"
+
+
+class Unanswered(Exception):
+    """The master or a worker can't be reached, does not answer in time, or says no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """What `show proc` says: pids, reloads since the start, and failed reloads since the last good one."""
+
+    master: int
+    reloads: int
+    failed: int
+    current: tuple[int, ...]
+    draining: tuple[int, ...]
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Every worker that may still answer requests, the current one first."""
+        return self.current + self.draining
+
+    @classmethod
+    def parse(cls, text: str) -> Processes:
+        """Read the table. Raises: Unanswered."""
+        master = _MASTER.search(text)
+        if master is None:
+            raise Unanswered(f"`show proc` gave no list of processes: {text[:80]!r}")
+        current, _, draining = text.partition(_OLD_WORKERS)
+        return cls(
+            master=int(master[1]),
+            reloads=int(master[2]),
+            failed=int(master[3]),
+            current=tuple(map(int, _WORKER.findall(current))),
+            draining=tuple(map(int, _WORKER.findall(draining))),
+        )
+
+
+class Runtime:
+    """The master's socket. One connection a question: nothing is left half-said when a process goes away."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember where; the socket exists while HAProxy runs."""
+        self._path = path
+
+    def processes(self) -> Processes:
+        """Master and workers. Raises: Unanswered."""
+        return Processes.parse(self._exchange("show proc\n"))
+
+    def ask(self, worker: int, command: str) -> str:
+        """What this worker says to a command. Raises: Unanswered."""
+        return self._exchange(f"@!{worker} {command}\n")
+
+    def tell(self, worker: int, commands: Sequence[str]) -> None:
+        """Commands that say nothing when all is well, on one line, so that they run right after each other.
+
+        Raises: Unanswered with the worker's words.
+        """
+        self._expect_silence(worker, "; ".join(f"@!{worker} {command}" for command in commands) + "\n")
+
+    def feed(self, worker: int, command: str, payload: str) -> None:
+        """A command with lines of payload, which hold no empty one. Raises: Unanswered."""
+        self._expect_silence(worker, f"@!{worker} {command} <<\n{payload}\n")
+
+    def _expect_silence(self, worker: int, text: str) -> None:
+        answer = self._exchange(text).strip()
+        if answer:
+            raise Unanswered(f"worker {worker} says: {answer.splitlines()[0][:200]}")
+
+    def _exchange(self, text: str) -> str:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(_TIMEOUT_S)
+                connection.connect(str(self._path))
+                connection.sendall(text.encode())
+                connection.shutdown(socket.SHUT_WR)
+                answer = bytearray()
+                while data := connection.recv(65536):
+                    answer += data
+        except TimeoutError:
+            raise Unanswered(f"no answer on {self._path} within {_TIMEOUT_S:g} s") from None
+        except OSError as error:
+            raise Unanswered(f"{self._path}: {error.strerror or error}") from error
+        if not answer:
+            raise Unanswered(f"{self._path}: the connection ended without an answer")
+        return answer.decode(errors="replace")
