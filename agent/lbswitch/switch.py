@@ -462,7 +462,8 @@ def describe(operation: Operation) -> str:
 def _kind(request: Request, before: Route, after: Route) -> Kind:
     if request.kind is not Kind.SWITCH:
         return request.kind
-    return Kind.WEIGHT if after.is_split or before.live is after.live else Kind.SWITCH
+    only_shares = after.is_split or (before.is_split and before.live is after.live)
+    return Kind.WEIGHT if only_shares else Kind.SWITCH
 
 
 def _gaining(before: Route, after: Route) -> Color | None:

@@ -72,7 +72,7 @@ def test_the_same_again_is_already(desk: Desk) -> None:
     desk.one(GREEN)
     commits = len(desk.balancer.commits)
     operation = desk.one(GREEN)
-    assert (operation.state, operation.generation) == ("already", 2)
+    assert (operation.state, operation.kind, operation.generation) == ("already", "switch", 2)
     assert len(desk.balancer.commits) == commits
 
 
