@@ -219,3 +219,9 @@ def test_freeze_and_release_say_how_the_service_is(ask: Run, agent: FakeAgent):
     assert agent.posted("/v1/services/shop/freeze") == [{"reason": "migration"}]
     assert ask("release") == (0, "shop: not frozen; green is live (generation 43)\n", "")
     assert json.loads(ask("release", "--json").out) == service()
+
+
+def test_a_value_that_looks_like_an_option_is_a_value(ask: Run, agent: FakeAgent):
+    agent.answers["POST", SWITCH] = (200, operation())
+    assert ask("green", "--reason=--json").out.startswith("shop: green is live")
+    assert ask("green", "--reason", "--json").out.startswith("shop: green is live")

@@ -84,7 +84,7 @@ def test_watch_in_a_pipe_prints_a_line_a_change(agent: FakeAgent):
     assert facts[4].startswith("shop: blue live (generation 44")
     assert rest == ""
     assert watch.returncode == 130
-    assert err.strip() == "lbswitch: interrupted; what the agent was asked for goes on: lbswitch status"
+    assert err == ""
 
 
 def test_watch_ends_when_nobody_reads(agent: FakeAgent):

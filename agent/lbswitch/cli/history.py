@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings
-from lbswitch.cli.output import Cell, has_color, paragraph, printable, say, say_json, table
+from lbswitch.cli.output import Cell, has_color, local_time, paragraph, printable, say, say_json, table
 
 _HEADER = ("ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "BY", "REASON")
 _STATE_STYLES = {"done": "green", "refused": "yellow", "reverted": "red", "failed": "red"}
@@ -56,11 +55,6 @@ def _row(operation: dict[str, Any]) -> list[Cell]:
         Cell(printable(operation["actor"])),
         Cell(printable(operation["reason"])),
     ]
-
-
-def local_time(at: float | None) -> str:
-    """Seconds since the epoch as local time (ISO 8601) to the second."""
-    return "-" if not at else datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")
 
 
 @click.command(cls=Command, short_help="Everything about one operation.")

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(given, prog_name="lbswitch", standalone_mode=False, obj=settings)
         return code if isinstance(code, int) else 0
     except (_Interrupted, click.Abort):
-        return _give_up("interrupted; what the agent was asked for goes on: lbswitch status", settings)
+        return _give_up("interrupted; an operation that the agent was asked for goes on", settings)
     except click.ClickException as error:
         return _usage(error, settings)
     except AgentProblem as error:
@@ -120,7 +120,7 @@ def _give_up(text: str, settings: Settings) -> int:
 
 def _usage(error: click.ClickException, settings: Settings) -> int:
     """Click's own words and exit code for a command line that makes no sense."""
-    if settings.json:
+    if settings.json or settings.seems_json:
         problem = problem_document(InvalidRequest(error.format_message()))
         say_json({**problem, "exit_code": error.exit_code})
     error.show()

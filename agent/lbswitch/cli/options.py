@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -20,8 +20,9 @@ class Settings:
     """What the global options and the environment say. Given twice, an option's later value counts."""
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
-        """Begin with what must be known even when the command line turns out to be wrong: whether it asks for JSON."""
-        self.json = "--json" in arguments
+        """Keep the bare arguments: they tell what a command line wants that turns out to be wrong."""
+        self.json = False
+        self.seems_json = "--json" in arguments
         self.config: str | None = None
         self.socket: str | None = None
         self.url: str | None = None
@@ -119,6 +120,8 @@ pass_settings = click.make_pass_decorator(Settings, ensure=True)
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Later values win: a command's options are read after those before it."""
+    if value == "":
+        raise click.BadParameter("is empty")
     if value is not None and parameter.name is not None:
         setattr(settings_of(context), parameter.name, value)
 
@@ -132,7 +135,7 @@ def _say_version(context: click.Context, _parameter: click.Parameter, value: boo
     if not value or context.resilient_parsing:
         return
     version = lbswitch.__version__
-    click.echo(f'{{"version": "{version}"}}' if settings_of(context).json else f"lbswitch {version}")
+    click.echo(f'{{"version": "{version}"}}' if settings_of(context).seems_json else f"lbswitch {version}")
     context.exit()
 
 
@@ -202,10 +205,24 @@ class Command(_WithGlobals):
     """A command."""
 
 
+class _NoCommand(click.UsageError):
+    """A group was named and no command of it; the help is the answer."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self.ctx is not None:
+            click.echo(self.ctx.get_help(), file=file, err=True)
+
+
 class Group(_WithGlobals, click.Group):
     """A group of commands."""
 
     command_class = Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Like click's, and the same in all its versions when there are no arguments. Raises: UsageError."""
+        if not args and not ctx.resilient_parsing:
+            raise _NoCommand("a command is missing", ctx)
+        return super().parse_args(ctx, args)
 
 
 class LazyGroup(Group):

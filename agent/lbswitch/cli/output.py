@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, TextIO
 
 from lbswitch.errors import ConfigError, LbswitchError
@@ -68,6 +69,11 @@ def printable(text: object) -> str:
 def paragraph(text: object) -> str:
     """Like `printable`, keeping the lines."""
     return "\n".join(printable(line) for line in str(text).splitlines())
+
+
+def local_time(at: float | None) -> str:
+    """Seconds since the epoch as local time (ISO 8601) to the second."""
+    return "-" if not at else datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")
 
 
 class Cell(NamedTuple):

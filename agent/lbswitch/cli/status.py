@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings, require_service
-from lbswitch.cli.output import Cell, has_color, is_terminal, paint, printable, say, say_json, table
+from lbswitch.cli.output import Cell, has_color, is_terminal, local_time, paint, printable, say, say_json, table
 from lbswitch.client import Client
 from lbswitch.errors import AgentUnreachable
 
@@ -19,12 +19,19 @@ _HEADER = ("SERVICE", "LIVE", "GENERATION", "VERIFIED", "BLUE", "GREEN", "FROZEN
 _STATE_STYLES = {"healthy": "green", "unhealthy": "red", "unknown": "yellow"}
 
 
+def _number(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if value != value:  # NaN is within every range
+        raise click.BadParameter("is not a number")
+    return value
+
+
 @click.command(cls=Command, short_help="What is live, and how both colors are.")
 @click.option("--watch", is_flag=True, help="Keep looking until Ctrl-C.")
 @click.option(
     "--interval",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 3600),
+    callback=_number,
     default=1.0,
     show_default=True,
     help="Between two looks of --watch.",
@@ -52,10 +59,16 @@ def status(settings: Settings, watch: bool, interval: float) -> None:
     client = settings.client()
     if not watch:
         _once(settings, client)
-    elif is_terminal():
-        _redraw(_looks(settings, client, interval))
     else:
-        _follow(_looks(settings, client, interval))
+        _look_on(_looks(settings, client, interval))
+
+
+def _look_on(looks: Iterator[dict[str, Any] | AgentUnreachable]) -> None:
+    """Until Ctrl-C, which is how this ends and nothing to talk about."""
+    try:
+        _redraw(looks) if is_terminal() else _follow(looks)
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(130) from None
 
 
 def _once(settings: Settings, client: Client) -> None:
@@ -173,7 +186,7 @@ def _redraw(looks: Iterator[dict[str, Any] | AgentUnreachable]) -> None:
             sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
             sys.stdout.flush()
     finally:
-        sys.stdout.write("\x1b[?7h")
+        sys.stdout.write("\x1b[?7h\n")
         sys.stdout.flush()
 
 
@@ -212,4 +225,4 @@ def _summary(name: str, service: dict[str, Any]) -> str:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return local_time(time.time())
