@@ -1,0 +1,205 @@
+"""The managed nginx: lbswitch writes its whole configuration, starts it, and switches by moving files.
+
+state_dir/live -> gen-000042/             the pointer (nginx_pointer)
+state_dir/nginx/rendered/REVISION/        rendered configurations (rendered)
+state_dir/nginx/current -> rendered/...   the installed one
+state_dir/nginx/{nginx.pid,error.log,tmp/,stopped}
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Hashable
+from pathlib import Path
+
+from lbswitch import procs
+from lbswitch.balancers import listener, nginx_user, nginx_view
+from lbswitch.balancers.nginx_binary import Binary, Program
+from lbswitch.balancers.nginx_pointer import Pointer, make_directory
+from lbswitch.balancers.nginx_process import NginxProcess
+from lbswitch.balancers.rendered import RenderedDirectory
+from lbswitch.balancers.templating import Templates
+from lbswitch.core.config import Config, Switching
+from lbswitch.core.model import Intent, Observation, ServerKey
+from lbswitch.core.values import Endpoint, parse_endpoint
+from lbswitch.errors import BalancerTooOld, CheckFailed, StartFailed, StateError
+from lbswitch.ports import Rendered, RenderedFile
+
+_FILE = "nginx.conf"
+_CHECK_S = 60.0  # a thousand services with host names to resolve
+_LINE = re.compile(rf"{re.escape(_FILE)}:(\d+)")
+
+
+class Nginx:
+    """An nginx of our own below the state directory. Satisfies `lbswitch.ports.Balancer`."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing is looked up, read or written yet."""
+        self._config = config
+        self._state_dir = Path(config.agent.state_dir)
+        self._prefix = self._state_dir / "nginx"
+        self._binary = Binary(config.balancer.binary)
+        override = config.balancer.templates
+        self._templates = Templates("nginx", None if override is None else Path(override))
+        self._rendered = RenderedDirectory(self._prefix)
+        self._pointer = Pointer(self._state_dir)
+        self._process = NginxProcess(self._prefix)
+        self._cache: tuple[Hashable, Rendered] | None = None
+
+    # -- the program -------------------------------------------------------------------------------------------
+
+    @property
+    def reload_is_free(self) -> bool:
+        """Whether this nginx keeps idle connections open across a reload (1.27.4 or newer)."""
+        return self._program().has_min_timeout
+
+    def version(self) -> str:
+        """Such as `1.22.1`. Raises: BalancerMissing, BalancerTooOld."""
+        return self._program().version
+
+    def warnings(self) -> list[str]:
+        """What works but should be mended, as sentences."""
+        warning = self._user().warning
+        return [] if warning is None else [warning]
+
+    def _program(self) -> Program:
+        program = self._binary.program()
+        for name, service in self._config.services.items():
+            if service.tls is not None and not program.has_module("http_ssl"):
+                raise BalancerTooOld(
+                    f"{program.path} was built without TLS (http_ssl), which services.{name}.tls needs"
+                )
+            if service.http2 and not program.has_module("http_v2"):
+                raise BalancerTooOld(
+                    f"{program.path} was built without HTTP/2 (http_v2), which services.{name}.http2 needs"
+                )
+        return program
+
+    def _user(self) -> nginx_user.WorkerUser:
+        return nginx_user.choose(self._config.balancer.user, self._state_dir)
+
+    # -- the configuration -------------------------------------------------------------------------------------
+
+    def render(self, intent: Intent) -> Rendered:
+        """The configuration for this intent; moving only pointers gives the same. Raises: RenderFailed."""
+        program, user = self._program(), self._user().directive
+        key = (self._templates.fingerprint(), program, user, self._what_matters(intent))
+        if self._cache is None or self._cache[0] != key:
+            seen = nginx_view.variables(self._config, intent, program, user)
+            content = self._templates.render(f"{_FILE}.j2", seen)
+            self._cache = (key, Rendered.of([RenderedFile(_FILE, content)]))
+        return self._cache[1]
+
+    def _what_matters(self, intent: Intent) -> Hashable:
+        """The parts of an intent that the template sees; of a service with a pointer only whether it is weighted."""
+        return intent.ejected, tuple(
+            intent.services[name]
+            if self._config.switching(name) is Switching.RELOAD
+            else intent.services[name].weighted
+            for name in self._config.services
+        )
+
+    def check(self, rendered: Rendered) -> None:
+        """Let `nginx -t` judge it. Leaves nothing behind. Raises: CheckFailed with its words."""
+        problem = self._user().problem or self._unreadable()
+        if problem is not None:
+            raise CheckFailed(problem)
+        with self._rendered.staged(rendered) as staging:
+            # Relative paths start from the prefix, so pid, logs and temporary files of the check go with the staging.
+            make_directory(staging / "tmp")
+            argv = [self._program().path, "-t", "-q", "-p", str(staging), "-c", str(staging / _FILE), "-e", "stderr"]
+            try:
+                result = procs.run(argv, timeout_s=_CHECK_S)
+            except (OSError, procs.TimedOut) as error:
+                raise CheckFailed(f"nginx -t could not judge the configuration: {error}") from error
+        if not result.ok:
+            raise CheckFailed(f"nginx refused the configuration: {_explained(result.output, staging, rendered)}")
+
+    def _unreadable(self) -> str | None:
+        """A certificate or key that nginx would not find, in plainer words than its own."""
+        for name, service in self._config.services.items():
+            for kind in ("cert", "key") if service.tls is not None else ():
+                path = getattr(service.tls, kind)
+                if not os.access(path, os.R_OK):
+                    why = "can't be read by this user" if Path(path).exists() else "does not exist"
+                    return f"services.{name}.tls.{kind}: {path} {why}"
+        return None
+
+    def installed(self) -> str | None:
+        """The revision that is on disk now."""
+        return self._rendered.installed()
+
+    def read(self, revision: str) -> Rendered:
+        """A kept revision. Raises: StateError."""
+        return self._rendered.read(revision)
+
+    def install(self, rendered: Rendered) -> None:
+        """Put it on disk, durably. Raises: StateError."""
+        try:
+            make_directory(self._state_dir)
+            make_directory(self._prefix)
+        except OSError as error:
+            raise StateError(f"{error.filename}: {error.strerror}; the installed configuration is unchanged") from error
+        self._rendered.install(rendered)
+
+    def reinstall(self, revision: str) -> None:
+        """Put a kept revision back. Raises: StateError."""
+        self._rendered.reinstall(revision)
+
+    # -- what is served ----------------------------------------------------------------------------------------
+
+    def commit(self, intent: Intent, changed: Collection[str]) -> None:
+        """Move the pointer; every worker sees it with its next request. Raises: CommitFailed."""
+        self._pointer.commit(intent, changed)
+
+    def committed(self) -> Intent | None:
+        """What the pointer on disk says."""
+        return self._pointer.committed()
+
+    def observe(self, service: str) -> Observation:
+        """Ask the service's own listener. Raises: NotSeen."""
+        settings = self._config.services[service]
+        return listener.observe(service, parse_endpoint(settings.bind), tls=settings.tls is not None)
+
+    def eject(self, ejected: frozenset[ServerKey]) -> bool:  # noqa: ARG002 - the port's signature
+        """Not without a reload: nginx reads its pools from the configuration."""
+        return False
+
+    # -- the process -------------------------------------------------------------------------------------------
+
+    def is_running(self) -> bool:
+        """Whether our master process is alive."""
+        return self._process.pid() is not None
+
+    def is_stopped_on_purpose(self) -> bool:
+        """Whether `stop` was the last thing said."""
+        return self._process.is_stopped_on_purpose()
+
+    def start(self) -> None:
+        """Start what is installed; it outlives the caller. Raises: StartFailed."""
+        if self.installed() is None:
+            raise StartFailed(f"nothing is installed below {self._prefix} that could be started")
+        self._process.start(self._program().path, self._binds())
+
+    def stop(self) -> None:
+        """Stop it gracefully, within a bounded time. Raises: StartFailed."""
+        self._process.stop()
+
+    def reload(self) -> None:
+        """Have it read what is installed. Raises: ReloadFailed."""
+        self._process.reload(self._binds())
+
+    def _binds(self) -> dict[str, Endpoint]:
+        return {name: parse_endpoint(service.bind) for name, service in self._config.services.items()}
+
+
+def _explained(output: str, staging: Path, rendered: Rendered) -> str:
+    """The checker's words without the staging directory, and the line that they are about."""
+    said = [line.removeprefix("nginx: ") for line in output.replace(f"{staging}/", "").splitlines()]
+    told = "; ".join(line for line in said if line and not line.startswith("configuration file "))
+    match = _LINE.search(told)
+    lines = rendered.files[0].content.decode(errors="replace").splitlines()
+    if match is None or not 1 <= int(match[1]) <= len(lines):
+        return told
+    return f"{told} (`{lines[int(match[1]) - 1].strip()}`)"

@@ -1,0 +1,169 @@
+"""What the template sees of a configuration and an intent. The template's head explains every field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lbswitch.balancers.nginx_binary import Program
+from lbswitch.core.config import Config, ServiceConfig, Switching, WeightsConfig
+from lbswitch.core.model import Color, Intent, ServerKey, ServiceIntent
+from lbswitch.core.names import pool_name, variable_name
+from lbswitch.core.values import parse_endpoint
+from lbswitch.ports import REVISION_MARK
+
+_TEMP_PATHS = {"client_body": "", "proxy": "", "fastcgi": "http_fastcgi", "uwsgi": "http_uwsgi", "scgi": "http_scgi"}
+_DRAWING = ("buckets", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What split or weighted services draw by. `variable` holds it, without the `$`."""
+
+    by: str
+    name: str
+    variable: str
+    has_buckets: bool
+
+    @property
+    def source(self) -> str:
+        """Where nginx has it from."""
+        if self.by == "header":
+            return f"$http_{self.name}"
+        return {"address": "$remote_addr", "cookie": "$http_cookie"}.get(self.by, "$request_id")
+
+    @property
+    def drawn(self) -> str:
+        """The variable whose value decides; without the cookie or header that is the request's own id."""
+        return f"${self.variable}" if self.name else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The servers of a color, those left out left out."""
+
+    name: str
+    color: str
+    servers: tuple[str, ...]
+
+
+def variables(config: Config, intent: Intent, program: Program, user: str) -> dict[str, Any]:
+    """Everything that the template may use."""
+    choices = {name: _choice(config, name, intent.services[name]) for name in config.services}
+    keys = _keys(config, choices)
+    services = [
+        _service(config, name, intent) | _way(config, name, choices[name], intent.services[name], keys)
+        for name in config.services
+    ]
+    return {
+        "nginx": _nginx(config, program, user, services),
+        "keys": list(keys.values()),
+        "services": services,
+        "revision": REVISION_MARK,
+    }
+
+
+def _nginx(config: Config, program: Program, user: str, services: list[dict[str, Any]]) -> dict[str, Any]:
+    settings = config.balancer
+    servers = sum(len(pool.servers) for service in services for pool in service["pools"])
+    # Listeners count as connections; the rest is for a worker's channel, pointer and logs.
+    connections = settings.connections + len(services) + 16
+    return {
+        "workers": settings.workers or "auto",
+        "user": user,
+        "prefix": str(Path(config.agent.state_dir) / "nginx"),
+        "connections": connections,
+        "files": connections * 2,
+        "variables": max(2048, 4 * len(services)),
+        # A pool takes about 1 KiB, a server about 1 KiB with its address (measured), and as much again to be safe.
+        "zone_size_kb": 64 + 4 * len(services) + 2 * servers,
+        "peer": "$realip_remote_addr" if program.has_module("http_realip") else "$remote_addr",
+        "temp_paths": [
+            f"{name}_temp_path" for name, module in _TEMP_PATHS.items() if not (module and program.lacks_module(module))
+        ],
+        "has_http2_directive": program.has_http2_directive,
+        "has_min_timeout": program.has_min_timeout,
+    }
+
+
+def _choice(config: Config, name: str, intent: ServiceIntent) -> str:
+    """How the rendered file chooses the color (see the template's head)."""
+    if config.switching(name) is Switching.RELOAD:
+        return "split" if 0 < intent.route.share(Color.GREEN) < 100 else "fixed"
+    return "buckets" if intent.weighted else "flag"
+
+
+def _identity(service: ServiceConfig) -> tuple[str, str]:
+    """Kind and name of what the service draws by; header names as nginx spells them in variables."""
+    weights = service.weights or WeightsConfig()
+    name = weights.sticky_name
+    return weights.sticky_by, name.lower().replace("-", "_") if weights.sticky_by == "header" else name
+
+
+def _keys(config: Config, choices: Mapping[str, str]) -> dict[tuple[str, str], Key]:
+    """Each key once, however many services draw by it; numbered, since cookie names make poor variable names."""
+    drawing = {name: _identity(config.services[name]) for name, choice in choices.items() if choice in _DRAWING}
+    with_buckets = {drawing[name] for name in drawing if choices[name] == "buckets"}
+    return {
+        identity: Key(*identity, variable=f"lbswitch_key_{number}", has_buckets=identity in with_buckets)
+        for number, identity in enumerate(dict.fromkeys(drawing.values()), start=1)
+    }
+
+
+def _service(config: Config, name: str, intent: Intent) -> dict[str, Any]:
+    """What does not depend on how the color is chosen."""
+    service = config.services[name]
+    return {
+        "name": name,
+        "variable": f"lbswitch_{variable_name(name)}",
+        "listen": service.bind,
+        "http2": service.http2,
+        "cert": service.tls.cert if service.tls else "",
+        "key": service.tls.key if service.tls else "",
+        "underscores": service.weights is not None
+        and "_" in service.weights.sticky
+        and _identity(service)[0] == "header",
+        "pools": [_pool(service, name, color, intent.ejected) for color in Color],
+        "blue": pool_name(name, Color.BLUE),
+        "green": pool_name(name, Color.GREEN),
+        "connect_ms": _milliseconds(service.timeouts.connect),
+        "read_ms": _milliseconds(service.timeouts.read),
+    }
+
+
+def _way(
+    config: Config, name: str, choice: str, intent: ServiceIntent, keys: Mapping[tuple[str, str], Key]
+) -> dict[str, Any]:
+    """How the color is chosen: by which files, or by what is rendered."""
+    key = keys.get(_identity(config.services[name])) if choice in _DRAWING else None
+    directory = Path(config.agent.state_dir) / "live" / name
+    share = intent.route.share(Color.GREEN)
+    if choice in ("flag", "buckets"):
+        return {
+            "choice": choice,
+            "draw": f"${key.variable}_bucket" if key else "",
+            "directory": str(directory),
+            "flag": str(directory / Color.GREEN),
+            "state": str(directory / "state"),
+        }
+    return {
+        "choice": choice,
+        "draw": key.drawn if key else "",
+        "chosen": pool_name(name, Color.GREEN if share else Color.BLUE),
+        "share_green": share,
+        "state_text": f"{name} {intent.generation} {share}",
+    }
+
+
+def _pool(service: ServiceConfig, name: str, color: Color, ejected: Iterable[ServerKey]) -> Pool:
+    """A pool is never emptied: with all of its servers ejected it keeps them all."""
+    servers = service.pool(color).servers
+    out = {key.address for key in ejected if key.service == name and key.color is color}
+    left = tuple(address for address in servers if address not in out)
+    return Pool(pool_name(name, color), str(color), tuple(str(parse_endpoint(one)) for one in left or servers))
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
