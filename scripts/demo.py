@@ -12,6 +12,7 @@ import signal
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,20 @@ from typing import Any
 import psutil
 from tests.support.agent import Agent, make_short_directory
 from tests.support.app import App
-from tests.support.load import Load, Phase, Report
+from tests.support.load import Load, Report
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICE = "shop"
 RECOVERY_DEADLINE_S = 15.0
-REQUEST_TIMEOUT_S = 2.0
+REQUEST_TIMEOUT_S = 5.0
+_PHASES = {
+    "start": "before the switch",
+    "switch": "during and after the switch",
+    "outage": "green dead",
+    "recovered": "back on blue",
+}
 
 
 class Story:
@@ -40,7 +47,7 @@ class Story:
         self._write("\n" + self._paint("1", f"== {text} =="))
 
     def tell(self, text: str) -> None:
-        self._write(textwrap.fill(text, 100))
+        self._write("\n" + textwrap.fill(text, 100))
 
     def fact(self, what: str, value: str) -> None:
         self._write(f"  {what:<46} {value}")
@@ -148,7 +155,7 @@ class Demo:
         self.load.start()
         wait_until(lambda: self.load.report().answered >= 10, "the client gets answers")
         self.story.tell(
-            f"\nA client now sends {self.options.rate:g} requests a second all along, half of them on connections that "
+            f"A client now sends {self.options.rate:g} requests a second all along, half of them on connections that "
             "it keeps, half on a new connection each. It never retries."
         )
 
@@ -183,21 +190,16 @@ class Demo:
         killed = self.load.mark("outage")
         self.apps["green"].stop()
         seen_ms = self._wait_for_blue(killed)
+        self.load.mark("recovered")
         time.sleep(self.options.pause)
-        phase = self.load.report().phase("outage")
-        blue = phase.by("blue")
-        recovery_ms = blue.first_ms if blue else None
-        self.story.fact("first failed request after the kill", _moment(phase.first_loss_ms))
+        outage = _Outage(self.load.report())
+        self.story.fact("first failed request after the kill", _moment(outage.first_loss_ms, "none so far"))
         self.story.fact("the agent was back on blue after", _moment(seen_ms))
-        self.story.fact("first answer of blue after the kill", _moment(recovery_ms))
-        self.story.fact("last failed request after the kill", _moment(phase.last_loss_ms))
+        self.story.fact("first answer of blue after the kill", _moment(outage.recovery_ms))
         self.story.tell("Nobody typed anything. The history says why:")
         self._type("history", "-n", "2")
         return {
-            "recovery_ms": recovery_ms,
             "agent_ms": seen_ms,
-            "first_loss_ms": phase.first_loss_ms,
-            "last_loss_ms": phase.last_loss_ms,
             "timings_ms": self._operation("failover"),
             "reason": self._last_operation("failover").get("reason"),
         }
@@ -218,45 +220,46 @@ class Demo:
     # The account
 
     def _account(self, report: Report, switch: dict[str, Any], failover: dict[str, Any]) -> None:
-        outage = report.phase("outage")
-        lost_in_switches = report.lost - outage.lost
+        outage = _Outage(report)
         self.result |= {
             "sent": report.sent,
             "answered": {color: report.answered_by(color) for color in self.apps},
-            "lost_in_switches": lost_in_switches,
+            "lost_in_switches": report.lost - outage.lost - outage.lost_after,
             "lost_in_outage": outage.lost,
+            "lost_after_recovery": outage.lost_after,
             "lost_by_kind": report.lost_by_kind,
             "skipped": report.skipped,
             "switch": switch,
-            "failover": failover,
+            "failover": {"recovery_ms": outage.recovery_ms, **failover, **outage.to_json()},
         }
-        self._judge(report, outage, lost_in_switches)
-        self._show_account(report)
+        self._judge(report, outage)
+        self._show_account(report, outage)
 
-    def _judge(self, report: Report, outage: Phase, lost_in_switches: int) -> None:
-        if lost_in_switches:
-            self.problems.append(f"{lost_in_switches} requests were lost outside of the outage: {report}")
+    def _judge(self, report: Report, outage: _Outage) -> None:
+        if self.result["lost_in_switches"]:
+            self.problems.append(
+                f"{self.result['lost_in_switches']} requests were lost outside of the outage: {report}"
+            )
+        if outage.lost_after:
+            self.problems.append(f"{outage.lost_after} requests were lost after the return to blue: {report}")
         if outage.oldest_in_flight_ms > 1000:
             self.problems.append(f"a request hung for {outage.oldest_in_flight_ms:.0f} ms before the outage")
-        if outage.by("blue") is None:
+        if outage.recovery_ms is None:
             self.problems.append("blue gave no answer after green had died")
         if report.sent != report.answered + report.lost:
             self.problems.append(f"{report.sent - report.answered - report.lost} requests are not accounted for")
 
-    def _show_account(self, report: Report) -> None:
-        names = {
-            "start": "before the switch",
-            "switch": "during and after the switch",
-            "outage": "green dead, and after",
-        }
-        self.story.tell(f"\nWhat became of {report.sent} requests:")
+    def _show_account(self, report: Report, outage: _Outage) -> None:
+        self.story.tell(f"What became of {report.sent} requests, by when they ended:")
         self.story.said(f"{'':<30}{'sent':>8}{'blue':>8}{'green':>8}{'lost':>8}")
         for phase in report.phases:
             counts = (phase.sent, phase.answered_by("blue"), phase.answered_by("green"), phase.lost)
-            self.story.said(f"{names[phase.name]:<30}" + "".join(f"{count:>8}" for count in counts))
-        if report.phase("outage").lost:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.lost_by_kind.items()))
-            self.story.tell(f"The lost ones ({kinds}) are those between the crash and the return to blue.")
+            self.story.said(f"{_PHASES[phase.name]:<30}" + "".join(f"{count:>8}" for count in counts))
+        if outage.lost:
+            self.story.tell(
+                f"A crash is not a switch: {outage.lost} requests ({outage.kinds}) that were sent before the return to "
+                f"blue were lost, each after {outage.slowest_loss_ms:.0f} ms at most."
+            )
 
     # Helpers
 
@@ -297,18 +300,56 @@ class Demo:
         return {"total": 0.0, **timings}
 
 
+class _Outage:
+    """What the crash cost, from the mark "outage" on; times in ms after it."""
+
+    def __init__(self, report: Report) -> None:
+        """Read the phases "outage" and "recovered". Raises: LookupError."""
+        during, after = report.phase("outage"), report.phase("recovered")
+        offset_ms = (after.started_s - during.started_s) * 1000
+        still_out = min(after.lost, after.in_flight_before)  # sent before the return, given up after it
+        self.lost = during.lost + still_out
+        self.lost_after = after.lost - still_out
+        self.oldest_in_flight_ms = during.oldest_in_flight_ms
+        back_during, back_after = during.by("blue"), after.by("blue")
+        self.recovery_ms = _first(
+            back_during.first_ms if back_during else None, back_after.first_ms + offset_ms if back_after else None
+        )
+        self.first_loss_ms = _first(during.first_loss_ms, _plus(after.first_loss_ms, offset_ms))
+        self.last_loss_ms = _first(_plus(after.last_loss_ms, offset_ms), during.last_loss_ms)
+        self.slowest_loss_ms = max(during.slowest_loss_ms or 0.0, after.slowest_loss_ms or 0.0)
+        kinds = Counter(during.lost_by_kind) + Counter(after.lost_by_kind)
+        self.kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+    def to_json(self) -> dict[str, float | None]:
+        """The times."""
+        return {name: getattr(self, name) for name in ("first_loss_ms", "last_loss_ms", "slowest_loss_ms")}
+
+
+def _first(*moments: float | None) -> float | None:
+    """The first that there is."""
+    return next((round(moment, 3) for moment in moments if moment is not None), None)
+
+
+def _plus(moment: float | None, offset: float) -> float | None:
+    return None if moment is None else moment + offset
+
+
 def _ms_since(moment: float) -> float:
     return (time.monotonic() - moment) * 1000
 
 
-def _moment(ms: float | None) -> str:
-    return "never" if ms is None else f"{ms:.1f} ms"
+def _moment(ms: float | None, never: str = "never") -> str:
+    return never if ms is None else f"{ms:.1f} ms"
 
 
 _STOP = """\
 #!/bin/sh
 # Ends what `scripts/demo --keep` left up.
-kill {pids} 2>/dev/null
+for pid in {pids}; do
+  kill $pid 2>/dev/null
+  for _ in $(seq 100); do kill -0 $pid 2>/dev/null || break; sleep 0.1; done
+done
 {balancer_stop}
 rm -rf {directory}
 """

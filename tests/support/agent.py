@@ -73,12 +73,12 @@ class Agent:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace lbswitch.yaml; a running agent sees it."""
-        document = deepcopy(dict(config))
-        agent = document.setdefault("agent", {})
+        document = {"agent": {}, **deepcopy(dict(config))}
+        agent = document["agent"]
         self.state_dir = Path(agent.setdefault("state_dir", str(self.state_dir)))
         self.socket = Path(agent.setdefault("socket", str(self.socket)))
         temporary = self.config_path.with_suffix(".new")
-        temporary.write_text(yaml.safe_dump(document, sort_keys=False))
+        temporary.write_text(yaml.safe_dump(document, sort_keys=False, default_flow_style=None))
         temporary.rename(self.config_path)
 
     @property

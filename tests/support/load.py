@@ -19,8 +19,8 @@ What counts as what:
   loss. Whether it was closed is asked of the kernel right before the request is written (recv with MSG_PEEK): an end
   that arrived before is "while idle". One that arrives after the write costs the request: it is lost.
 - A request belongs to the phase in which it ended, so those in flight at a mark count after it.
-- Requests that were due while every connection was busy are sent as soon as one is free; past one second's worth they
-  are given up and counted as `skipped`: never sent, so neither answered nor lost.
+- Requests that were due while every kept connection was busy are sent as soon as one is free; past one second's worth
+  they are given up and counted as `skipped`: never sent, so neither answered nor lost.
 
 Memory does not grow with the number of requests: counters, first and last times per answering application, a histogram,
 and the last failures. Times are `time.monotonic()`, which all processes of a Linux machine share.

@@ -12,12 +12,14 @@ import argparse
 import contextlib
 import errno
 import json
+import math
 import os
 import selectors
 import socket
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.support.load_report import Failure, Report, Tally, milliseconds
@@ -26,6 +28,7 @@ _RING = 200  # failures kept in full
 _PHASES = 10_000
 _HEAD_MAX = 65_536
 _BODY_MAX = 8 << 20
+_IN_FLIGHT_MAX = 800  # below the usual limit of 1,024 open files
 _DRAIN_S = 0.05  # how often the drain looks whether a request has timed out
 _REFUSED = {errno.ECONNREFUSED: "refused", errno.ECONNRESET: "reset", errno.ETIMEDOUT: "timeout", errno.EPIPE: "reset"}
 
@@ -153,6 +156,26 @@ class Plan:
         return f"GET {self.path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: {connection}\r\n\r\n".encode()
 
 
+@dataclass(slots=True)
+class _Pacer:
+    """How many requests of one kind are due; past one second's worth they are given up."""
+
+    rate: float
+    send: Callable[[], bool]
+    advanced_at: float
+    due: float = 0.0
+    skipped: int = 0
+
+    def advance(self, now: float) -> None:
+        """Add what became due since the last time."""
+        self.due += (now - self.advanced_at) * self.rate
+        self.advanced_at = now
+        surplus = math.floor(self.due - max(self.rate, 1.0))
+        if surplus > 0:
+            self.skipped += surplus
+            self.due -= surplus
+
+
 class _Client:
     """Sends, and counts."""
 
@@ -167,10 +190,13 @@ class _Client:
         self._in_flight: dict[_Connection, None] = {}  # oldest first
         self._failures: deque[Failure] = deque(maxlen=_RING)
         self._said = b""  # what the parent has written, up to an unfinished line
-        self._skipped = self._reopened = self._opened = 0
+        self._reopened = self._opened = 0
         self._started = time.monotonic()
-        self._due = self._fresh_due = 0.0
-        self._paced_at = self._started
+        rates = (plan.rate * (1 - plan.new_connections), plan.rate * plan.new_connections)
+        self._pacers = [
+            _Pacer(rate, send, self._started)
+            for rate, send in zip(rates, (self._send_kept, self._send_fresh), strict=True)
+        ]
         self._tallies = [Tally("start", self._started)]
 
     # The outside
@@ -197,7 +223,7 @@ class _Client:
             answered=sum(phase.answered for phase in phases),
             lost=sum(phase.lost for phase in phases),
             in_flight=len(self._in_flight),
-            skipped=self._skipped,
+            skipped=sum(pacer.skipped for pacer in self._pacers),
             reopened=self._reopened,
             opened=self._opened,
             lost_by_kind=dict(lost),
@@ -259,31 +285,22 @@ class _Client:
     # Sending
 
     def _pace(self) -> None:
-        """Send what is due by now."""
+        """Send what is due by now; kept connections that are all busy do not hold up the new ones."""
         now = time.monotonic()
-        self._due += (now - self._paced_at) * self.plan.rate
-        self._paced_at = now
-        surplus = int(self._due - max(self.plan.rate, 1.0))
-        if surplus > 0:
-            self._skipped += surplus
-            self._due -= surplus
-        while self._due >= 1 and self._send_one():
-            self._due -= 1
+        for pacer in self._pacers:
+            pacer.advance(now)
+            while pacer.due >= 1 and pacer.send():
+                pacer.due -= 1
 
-    def _send_one(self) -> bool:
-        """Send a request on the kind of connection whose turn it is; False when every kept one is busy."""
-        if self._fresh_due + self.plan.new_connections >= 1 - 1e-9:
-            if len(self._in_flight) >= 10 * self.plan.connections + 1000:
-                return False
-            self._fresh_due += self.plan.new_connections - 1
-            self._open(keeps=False)
-            return True
-        if not self._send_kept():
+    def _send_fresh(self) -> bool:
+        """Send on a connection of its own; False when too many are open."""
+        if len(self._in_flight) >= _IN_FLIGHT_MAX:
             return False
-        self._fresh_due += self.plan.new_connections
+        self._open(keeps=False)
         return True
 
     def _send_kept(self) -> bool:
+        """Send on a kept connection; False when all are busy."""
         if self._kept < self.plan.connections:
             self._kept += 1
             self._open(keeps=True)

@@ -58,6 +58,7 @@ class Phase:
     lost_by_kind: dict[str, int]
     first_loss_ms: float | None
     last_loss_ms: float | None
+    slowest_loss_ms: float | None
     answers: tuple[Answers, ...]
     p50_ms: float | None
     p99_ms: float | None
@@ -166,6 +167,7 @@ class Tally:
     answers: dict[tuple[str, str], _Span] = field(default_factory=dict)
     latencies: Counter[int] = field(default_factory=Counter)
     slowest: float = 0.0
+    slowest_loss: float = 0.0
 
     def answer(self, app: str, version: str, sent: float, ended: float) -> None:
         key = (app, version)
@@ -179,6 +181,7 @@ class Tally:
     def lose(self, kind: str, sent: float, ended: float) -> None:
         self.lost[kind] += 1
         self.losses.add(sent, ended)
+        self.slowest_loss = max(self.slowest_loss, ended - sent)
 
     def report(self, until: float) -> Phase:
         answered = sum(span.count for span in self.answers.values())
@@ -195,6 +198,7 @@ class Tally:
             lost_by_kind=dict(self.lost),
             first_loss_ms=self._after(self.losses.first) if lost else None,
             last_loss_ms=self._after(self.losses.last) if lost else None,
+            slowest_loss_ms=milliseconds(self.slowest_loss) if lost else None,
             answers=tuple(self._answers(*item) for item in sorted(self.answers.items())),
             p50_ms=self._quantile(0.5, answered),
             p99_ms=self._quantile(0.99, answered),
