@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from lbswitch.core import defaults
 from lbswitch.core.model import Color
 from lbswitch.core.values import (
+    ApiAddress,
     Argument,
     BindAddress,
     Duration,
@@ -26,7 +27,6 @@ from lbswitch.core.values import (
     Stickiness,
     Token,
     UrlPath,
-    parse_endpoint,
 )
 
 
@@ -63,27 +63,18 @@ class AgentConfig(_Section):
         defaults.STATE_DIR, description="Pointer, journal, history; on a disk that survives a reboot."
     )
     socket: SocketPath = Field(defaults.SOCKET, description="Unix socket of the API, mode 0660.")
-    listen: BindAddress | None = Field(None, description="TCP address of the API; loopback only in this version.")
-
-    @field_validator("listen")
-    @classmethod
-    def _listen_on_loopback(cls, value: str | None) -> str | None:
-        endpoint = None if value is None else parse_endpoint(value)
-        if endpoint is not None and endpoint.is_unix:
-            raise ValueError("is not a TCP address: the unix socket of the API is agent.socket")
-        if endpoint is not None and not endpoint.is_loopback:
-            raise ValueError(
-                "is not a loopback address: beyond loopback the API requires TLS and tokens, which this version "
-                "does not have; listen on 127.0.0.1 or [::1], or use the unix socket"
-            )
-        return value
+    listen: ApiAddress | None = Field(None, description="TCP address of the API; loopback only in this version.")
 
 
 class BalancerConfig(_Section):
     """The nginx or HAProxy on this host."""
 
     kind: BalancerKind = Field(description="nginx or haproxy.")
-    managed: bool = Field(True, description="lbswitch writes the whole main configuration and starts the balancer.")
+    managed: bool = Field(
+        True,
+        description="lbswitch writes the whole main configuration and starts the balancer.",
+        json_schema_extra={"const": True},
+    )
     binary: FilePath | None = Field(None, description="The program; by default it is looked up.")
     user: Token | None = Field(
         None, description="User of the workers when started by root; by default the distribution's."
@@ -177,7 +168,11 @@ class HealthConfig(_Section):
         tuple[tuple[int, int], ...],
         BeforeValidator(_status_ranges, json_schema_input_type=_Status | Annotated[list[_Status], Field(min_length=1)]),
         PlainSerializer(_status_texts, return_type=list[str]),
-    ] = Field(((200, 399),), description="Statuses that pass, such as 200 or [200-299, 401].")
+    ] = Field(
+        ((200, 399),),
+        description="Statuses that pass, such as 200 or [200-299, 401].",
+        json_schema_extra={"default": ["200-399"]},
+    )
     body: str | None = Field(
         None, min_length=1, max_length=1000, description="Text that the first 64 KiB of the body must hold."
     )

@@ -186,6 +186,18 @@ def _bind_address(text: str) -> str:
     return str(parse_endpoint(text))
 
 
+def _api_address(text: str) -> str:
+    endpoint = parse_endpoint(text)
+    if endpoint.is_unix:
+        raise ValueError("is not a TCP address: the unix socket of the API is agent.socket")
+    if not endpoint.is_loopback:
+        raise ValueError(
+            "is not a loopback address: beyond loopback the API requires TLS and tokens, which this version "
+            "does not have; listen on 127.0.0.1 or [::1], or use the unix socket"
+        )
+    return str(endpoint)
+
+
 def file_path(text: str) -> str:
     """Accept an absolute path made of characters that no balancer reads as syntax. Raises: ValueError."""
     if not _PATH.fullmatch(text):
@@ -255,10 +267,10 @@ _UNIX_SCHEMA = rf"unix:(?={_SOCKET_PATH.pattern}$).{{1,{_UNIX_MAX}}}"
 _NAME_SCHEMA = rf"(?!{_ENDS_IN_NUMBER.pattern}:[0-9]+$){_LABEL}(?:\.{_LABEL})*\.?"
 _IPV4_SCHEMA = r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!:)|(?=:))){4}"
 _IPV6_SCHEMA = r"\[(?=[^\]]*:)[0-9A-Fa-f:.]{2,45}\]"
-_SERVER_SCHEMA = (
-    rf"^(?:{_UNIX_SCHEMA}|(?:(?!0\.0\.0\.0:|\[::\]){_IPV4_SCHEMA}|{_NAME_SCHEMA}|{_IPV6_SCHEMA}){_PORT_SCHEMA})$"
-)
-_BIND_SCHEMA = rf"^(?:{_UNIX_SCHEMA}|(?:\*|{_IPV4_SCHEMA}|{_NAME_SCHEMA}|{_IPV6_SCHEMA}){_PORT_SCHEMA})$"
+_HOSTS_SCHEMA = rf"{_IPV4_SCHEMA}|{_NAME_SCHEMA}|{_IPV6_SCHEMA}"
+_SERVER_SCHEMA = rf"^(?:{_UNIX_SCHEMA}|(?!0\.0\.0\.0:|\[::\])(?:{_HOSTS_SCHEMA}){_PORT_SCHEMA})$"
+_API_SCHEMA = rf"^(?:localhost|(?=127\.){_IPV4_SCHEMA}|\[(?:0{{0,4}}:){{2,7}}0{{0,3}}1\]){_PORT_SCHEMA}$"
+_BIND_SCHEMA = rf"^(?:{_UNIX_SCHEMA}|(?:\*|{_HOSTS_SCHEMA}){_PORT_SCHEMA})$"
 _DURATION_SCHEMA = WithJsonSchema({"type": "string", **_pattern(_DURATION), "examples": ["250ms", "1s", "5m"]})
 _AS_TEXT = PlainSerializer(format_duration, return_type=str)
 
@@ -280,6 +292,8 @@ ServerAddress = Annotated[str, _Text(_server_address, _ADDRESS, {"pattern": _SER
 """One address to connect to, in its canonical form."""
 BindAddress = Annotated[str, _Text(_bind_address, _ADDRESS, {"pattern": _BIND_SCHEMA})]
 """One address to listen on, in its canonical form."""
+ApiAddress = Annotated[str, _Text(_api_address, _ADDRESS, {"pattern": _API_SCHEMA})]
+"""One loopback address that the API listens on."""
 FilePath = Annotated[str, _Text(file_path, _PATH_WORDS, _pattern(_PATH))]
 """An absolute path."""
 SocketPath = Annotated[str, _Text(socket_path, _PATH_WORDS, {**_pattern(_SOCKET_PATH), "maxLength": _UNIX_MAX})]
