@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
@@ -127,10 +128,10 @@ class Automatic:
             for service in services:
                 await self._events.guard(f"deciding for {service}", self._decide(service))
             await self._events.guard("leaving failing servers out", self._eject(services))
-            try:
-                await asyncio.wait_for(self._wake.wait(), _TICK_S)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                # not wait_for: before Python 3.12 it can swallow a cancellation that comes with the result
+                async with asyncio.timeout(_TICK_S):
+                    await self._wake.wait()
 
     async def finish(self) -> None:
         """Wait for the automatic switches that are under way."""

@@ -59,7 +59,7 @@ def set_up(log_format: str, log_level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=_LEVELS[log_level], handlers=[handler], force=True)
-    for noisy in ("uvicorn.access", "asyncio", "httpx"):
+    for noisy in ("uvicorn", "asyncio", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

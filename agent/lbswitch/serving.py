@@ -138,11 +138,14 @@ class Serving:
     def move(self, after: Intent, files: Rendered | None) -> None:
         """Serve `after` from now on; the caller verifies. Raises: BalancerError, StateError."""
         before = self.intent
-        self.intent = after
         if files is not None:
             self._install(before, after, files)
         self._step("commit")
-        self.balancer.commit(after, _changed(before, after))
+        changed = _changed(before, after)
+        for name in changed:
+            self.sights[name] = Sight(verified=False, detail="a switch is under way", at=time.time())
+        self.balancer.commit(after, changed)
+        self.intent = after
 
     def _install(self, before: Intent, after: Intent, files: Rendered) -> None:
         """Install and reload, with old and new workers both finding their way while that lasts.

@@ -167,9 +167,12 @@ async def _event_stream(agent: Agent, last_id: int | None) -> AsyncIterator[str]
             yield _sse(event)
         while True:
             try:
-                yield _sse(await asyncio.wait_for(queue.get(), _KEEPALIVE_S))
+                async with asyncio.timeout(_KEEPALIVE_S):
+                    event = await queue.get()
             except TimeoutError:
                 yield ": still here\n\n"
+            else:
+                yield _sse(event)
     finally:
         stop()
 
