@@ -76,13 +76,11 @@ def _nginx(config: Config, program: Program, user: str, services: list[dict[str,
         "prefix": str(Path(config.agent.state_dir) / "nginx"),
         "connections": connections,
         "files": connections * 2,
-        "variables": max(2048, 4 * len(services)),
-        # A pool takes about 1 KiB, a server about 1 KiB with its address (measured), and as much again to be safe.
+        "variables": max(4096, 8 * len(services)),
+        # Measured: a pool with a server takes up to 1 KiB, each further server 0.8-0.9 KiB. At least twice that.
         "zone_size_kb": 64 + 4 * len(services) + 2 * servers,
         "peer": "$realip_remote_addr" if program.has_module("http_realip") else "$remote_addr",
-        "temp_paths": [
-            f"{name}_temp_path" for name, module in _TEMP_PATHS.items() if not (module and program.lacks_module(module))
-        ],
+        "temp_paths": [name for name, module in _TEMP_PATHS.items() if not (module and program.lacks_module(module))],
         "has_http2_directive": program.has_http2_directive,
         "has_min_timeout": program.has_min_timeout,
     }
