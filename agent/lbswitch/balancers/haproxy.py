@@ -296,7 +296,7 @@ class HAProxy:
             if len(draining) > _MANY_DRAINING:
                 yield (
                     f"{len(draining)} old HAProxy workers still finish long connections after reloads and take memory "
-                    "until they are done, one hour at most"
+                    "until they are done, half an hour at most"
                 )
 
 

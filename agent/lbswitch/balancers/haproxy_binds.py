@@ -58,7 +58,7 @@ def taken(binds: Mapping[str, Endpoint]) -> Iterator[Taken]:
 
 def _try(endpoint: Endpoint) -> None:
     if endpoint.is_unix:
-        _try_unix(endpoint.path)
+        _try_unix(Path(endpoint.path))
         return
     family, address = _resolve(endpoint)
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -74,16 +74,17 @@ def _resolve(endpoint: Endpoint) -> tuple[int, tuple[str, int]]:
     return found[0], (str(found[4][0]), int(found[4][1]))
 
 
-def _try_unix(path: str) -> None:
-    """A socket file that nobody listens on any more is fine: HAProxy renames its own over it."""
+def _try_unix(path: Path) -> None:
+    """A socket file that nobody listens on any more is fine: HAProxy renames its own over it, as over any file."""
+    if path.exists() and not path.is_socket():
+        raise FileExistsError(errno.EEXIST, "is a file that is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
-            probe.connect(path)
+            probe.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
-            parent = Path(path).parent
-            if not os.access(parent, os.W_OK):
-                raise OSError(errno.EACCES, f"{parent} can't be written") from None
+            if not os.access(path.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, f"{path.parent} does not exist or can't be written") from None
             return
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 

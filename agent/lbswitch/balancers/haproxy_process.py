@@ -47,15 +47,11 @@ class Process:
         return None
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether its command line names our configuration; that of a zombie is empty.
+        """Whether its command line names our configuration.
 
         The master runs itself anew on a reload, with the same arguments.
         """
-        try:
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            return False
-        return os.fsencode(self._configuration / "haproxy.cfg") in arguments
+        return os.fsencode(self._configuration / "haproxy.cfg") in _arguments(pid)
 
     def start(self, binds: Mapping[str, Endpoint]) -> None:
         """Start it, detached, and wait for its worker. Raises: StartFailed, BalancerMissing."""
@@ -83,7 +79,7 @@ class Process:
             time.sleep(_PAUSE_S)
 
     def _is_left_over(self, obstacle: Taken) -> bool:
-        return bool(obstacle.pids) and all(self._is_ours(pid) for pid in obstacle.pids)
+        return bool(obstacle.pids) and all(self._is_ours(pid) or not _arguments(pid) for pid in obstacle.pids)
 
     def reload(self, binds: Mapping[str, Endpoint]) -> int:
         """Have a new worker take over, and give its pid. Raises: ReloadFailed; then the old worker still serves."""
@@ -138,16 +134,35 @@ class Process:
         return ""
 
     def stop(self) -> None:
-        """End it softly, then less so; nothing happens when it does not run. Raises: StartFailed."""
+        """End it softly, then less so; nothing happens when it does not run. Raises: StartFailed.
+
+        Softly is until no request is in flight: idle keep-alive connections would hold it up for a minute.
+        """
         pid = self.pid()
         if pid is None:
             return
-        for number, patience_s in ((signal.SIGUSR1, _SOFT_STOP_S), (signal.SIGTERM, _STOP_S)):
+        self._signal(pid, signal.SIGUSR1)
+        _until(lambda: not self._is_ours(pid) or self._is_idle(), _SOFT_STOP_S)
+        self._signal(pid, signal.SIGTERM)
+        if not _until(lambda: not self._is_ours(pid), _STOP_S):
+            raise StartFailed(f"HAProxy (pid {pid}) did not stop within {_STOP_S:g} s of SIGTERM")
+
+    def _signal(self, pid: int, number: signal.Signals) -> None:
+        if self._is_ours(pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            if _until(lambda: not self._is_ours(pid), patience_s):
-                return
-        raise StartFailed(f"HAProxy (pid {pid}) did not stop within {_SOFT_STOP_S + _STOP_S:g} s")
+
+    def _is_idle(self) -> bool:
+        """Whether no worker has a request in flight. Raises: Unanswered."""
+        return all(self._runtime.requests(worker) == 0 for worker in self._runtime.processes().workers)
+
+
+def _arguments(pid: int) -> list[bytes]:
+    """The command line of a process; empty when it ended, also while nobody has asked for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    except OSError:
+        return []
 
 
 def _until(condition: Callable[[], bool], patience_s: float) -> bool:

@@ -15,6 +15,8 @@ _TIMEOUT_S = 2.0
 _MASTER = re.compile(r"^(\d+)\s+master\s+(\d+) \[failed: (\d+)\]", re.MULTILINE)
 _WORKER = re.compile(r"^(\d+)\s+worker\s", re.MULTILINE)
 _OLD_WORKERS = "# old workers"
+_BACKENDS = 2  # the type of rows that `show stat` is asked for
+_GONE = b"Can't find the target PID"
 
 
 class Unanswered(Exception):
@@ -67,6 +69,15 @@ class Runtime:
         """What this worker says to a command. Raises: Unanswered."""
         return self._exchange(f"@!{worker} {command}\n")
 
+    def requests(self, worker: int) -> int:
+        """Requests and tunnels that this worker has in flight to servers. Raises: Unanswered."""
+        header, *lines = self.ask(worker, f"show stat -1 {_BACKENDS} -1").lstrip("# ").splitlines() or [""]
+        names = header.split(",")
+        if "scur" not in names:
+            raise Unanswered(f"worker {worker} gave no statistics: {header[:80]!r}")
+        current = names.index("scur")
+        return sum(int(line.split(",")[current] or 0) for line in lines if "," in line)
+
     def tell(self, worker: int, commands: Sequence[str]) -> None:
         """Commands that say nothing when all is well, on one line, so that they run right after each other.
 
@@ -91,12 +102,13 @@ class Runtime:
                 connection.sendall(text.encode())
                 connection.shutdown(socket.SHUT_WR)
                 answer = bytearray()
-                while data := connection.recv(65536):
-                    answer += data
+                while not answer.startswith(_GONE) and (data := connection.recv(65536)):
+                    answer += data  # 3.0 does not always close the connection after it said _GONE
         except TimeoutError:
             raise Unanswered(f"no answer on {self._path} within {_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise Unanswered(f"{self._path}: {error.strerror or error}") from error
-        if not answer:
-            raise Unanswered(f"{self._path}: the connection ended without an answer")
+        if not answer or answer.startswith(_GONE):
+            what = "the worker is gone" if answer else "the connection ended without an answer"
+            raise Unanswered(f"{self._path}: {what}")
         return answer.decode(errors="replace")
