@@ -114,7 +114,7 @@ _find_missing() {
   local name
   MISSING_PACKAGES=()
   for name in "$@"; do
-    if command -v "$name" >/dev/null || _is_installed "$name"; then continue; fi
+    if [ -x "$(type -P "$name")" ] || _is_installed "$name"; then continue; fi
     MISSING_PACKAGES+=("$name")
   done
 }
