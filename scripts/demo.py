@@ -78,8 +78,12 @@ class Demo:
         self.story = story
         self.version = ""
         self.port = free_port()
-        self.apps = {"blue": App("blue", "v1"), "green": App("green", "v2")}
-        self.agent = Agent(make_short_directory(), self._config())
+        directory = make_short_directory()
+        self.apps = {
+            color: App(color, version, log=directory / f"{color}.log")
+            for color, version in (("blue", "v1"), ("green", "v2"))
+        }
+        self.agent = Agent(directory, self._config())
         self.load = Load("127.0.0.1", self.port, rate=options.rate, timeout_s=REQUEST_TIMEOUT_S, duration_s=120)
         self.problems: list[str] = []
         self.result: dict[str, Any] = {"balancer": balancer}

@@ -1,5 +1,6 @@
 """The example application as a process of its own."""
 
+import contextlib
 import subprocess
 import sys
 import urllib.request
@@ -14,15 +15,17 @@ _PROGRAM = Path(__file__).resolve().parents[2] / "examples" / "app" / "app.py"
 class App:
     """One application on a port of its own: `start`, `stop`, `fail`."""
 
-    def __init__(self, name: str, version: str = "v1", port: int | None = None) -> None:
-        self.name, self.version = name, version
+    def __init__(self, name: str, version: str = "v1", port: int | None = None, log: Path | None = None) -> None:
+        self.name, self.version, self.log = name, version, log
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "App":
         argv = [sys.executable, str(_PROGRAM), "--listen", self.address, "--name", self.name, "--version", self.version]
-        self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(self.log.open("ab")) if self.log else None  # None: this process's stderr
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
         wait_until(lambda: self.get("/version"), f"{self.name} listens on {self.address}")
         return self
 
