@@ -15,6 +15,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)"
 PYTHON="$ROOT/.venv/bin/python"
 MISSING_PACKAGES=()
 _LEAST_PYTHON="3.11"
+_PYTHONS="${LBSWITCH_PYTHON:-python3 python3.13 python3.12 python3.11}"
 # A user's PATH on Debian has no sbin, where nginx and haproxy are.
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -71,8 +72,8 @@ _find_python() {
   local python
   if ! python="$(_new_enough_python)"; then
     ensure_packages python3 python3-venv >&2 || true
-    python="$(_new_enough_python)" || fail "no Python >= $_LEAST_PYTHON among ${LBSWITCH_PYTHON:-python3, python3.13, python3.12," \
-      "python3.11}: install one (on Ubuntu 22.04: apt-get install python3.11 python3.11-venv) or name it in LBSWITCH_PYTHON"
+    python="$(_new_enough_python)" || fail "no Python >= $_LEAST_PYTHON among ${_PYTHONS// /, }: install one" \
+      "(on Ubuntu 22.04: apt-get install python3.11 python3.11-venv) or name it in LBSWITCH_PYTHON"
   fi
   if ! _can_make_env "$python"; then
     ensure_packages "$("$python" -c 'import sys; print(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")')" >&2 || true
@@ -83,7 +84,7 @@ _find_python() {
 
 _new_enough_python() {
   local name
-  for name in ${LBSWITCH_PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  for name in $_PYTHONS; do
     if "$name" -c "import sys; sys.exit(sys.version_info < (${_LEAST_PYTHON/./, }))" >/dev/null 2>&1; then
       command -v "$name"
       return 0
