@@ -5,13 +5,16 @@ Commands and answers: sections 9.3 and 9.4 of HAProxy's management guide.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _TIMEOUT_S = 2.0
+_TICK_S = 0.1
 _MASTER = re.compile(r"^(\d+)\s+master\s+(\d+) \[failed: (\d+)\]", re.MULTILINE)
 _WORKER = re.compile(r"^(\d+)\s+worker\s", re.MULTILINE)
 _OLD_WORKERS = "# old workers"
@@ -63,11 +66,11 @@ class Runtime:
 
     def processes(self) -> Processes:
         """Master and workers. Raises: Unanswered."""
-        return Processes.parse(self._exchange("show proc\n"))
+        return Processes.parse(self._exchange(None, "show proc\n"))
 
     def ask(self, worker: int, command: str) -> str:
         """What this worker says to a command. Raises: Unanswered."""
-        return self._exchange(f"@!{worker} {command}\n")
+        return self._exchange(worker, f"@!{worker} {command}\n")
 
     def requests(self, worker: int) -> int:
         """Requests and tunnels that this worker has in flight to servers. Raises: Unanswered."""
@@ -90,25 +93,51 @@ class Runtime:
         self._expect_silence(worker, f"@!{worker} {command} <<\n{payload}\n")
 
     def _expect_silence(self, worker: int, text: str) -> None:
-        answer = self._exchange(text).strip()
+        answer = self._exchange(worker, text).strip()
         if answer:
             raise Unanswered(f"worker {worker} says: {answer.splitlines()[0][:200]}")
 
-    def _exchange(self, text: str) -> str:
+    def _exchange(self, worker: int | None, text: str) -> str:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(_TIMEOUT_S)
+                connection.settimeout(_TICK_S)
                 connection.connect(str(self._path))
                 connection.sendall(text.encode())
                 connection.shutdown(socket.SHUT_WR)
-                answer = bytearray()
-                while not answer.startswith(_GONE) and (data := connection.recv(65536)):
-                    answer += data  # 3.0 does not always close the connection after it said _GONE
+                answer = self._read(connection, worker)
         except TimeoutError:
             raise Unanswered(f"no answer on {self._path} within {_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise Unanswered(f"{self._path}: {error.strerror or error}") from error
         if not answer or answer.startswith(_GONE):
-            what = "the worker is gone" if answer else "the connection ended without an answer"
+            what = f"worker {worker} is gone" if answer else "the connection ended without an answer"
             raise Unanswered(f"{self._path}: {what}")
         return answer.decode(errors="replace")
+
+    def _read(self, connection: socket.socket, worker: int | None) -> bytes:
+        """Until the connection ends; the master may keep it open when a worker goes away, so that is looked for."""
+        answer, deadline = bytearray(), time.monotonic() + _TIMEOUT_S
+        while not answer.startswith(_GONE):
+            try:
+                data = connection.recv(65536)
+            except TimeoutError:
+                if worker is not None and not _is_alive(worker):
+                    return _GONE
+                if time.monotonic() > deadline:
+                    raise
+                continue
+            if not data:
+                break
+            answer += data
+        return bytes(answer)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether there is such a process; one that belongs to somebody else is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

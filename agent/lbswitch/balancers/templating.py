@@ -46,6 +46,7 @@ class Templates:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
+        self._compiled_from: object = None
 
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
         """Path, time and size of every template: changes when an edit could change what is rendered."""
@@ -58,6 +59,7 @@ class Templates:
 
     def render(self, name: str, variables: Mapping[str, Any]) -> bytes:
         """Render one template. Raises: RenderFailed, naming file and line."""
+        self._forget_when_changed()
         try:
             return self._environment.get_template(name).render(variables).encode()
         except jinja2.TemplateNotFound as error:
@@ -67,6 +69,13 @@ class Templates:
             raise RenderFailed(f"{error.filename or name}:{error.lineno}: {error.message}") from error
         except Exception as error:  # a template can raise anything; all of it is the template's fault
             raise RenderFailed(f"{self._where(error, name)}: {error}") from error
+
+    def _forget_when_changed(self) -> None:
+        """Jinja looks again at files it has compiled, but not for one that now comes before them."""
+        found = self.fingerprint()
+        if self._compiled_from != found and self._environment.cache is not None:
+            self._environment.cache.clear()
+        self._compiled_from = found
 
     def _where(self, error: Exception, name: str) -> str:
         """File and line of the innermost template frame."""

@@ -1,5 +1,6 @@
 """A HAProxy under lbswitch's adapter, with an intent that tests move."""
 
+import copy
 import http.client
 import os
 import shutil
@@ -22,6 +23,7 @@ class Managed:
     def __init__(self, binary: str, services: dict[str, dict[str, Any]], **balancer: Any) -> None:
         self.state = Path(tempfile.mkdtemp(prefix="lbs-"))  # short: socket paths have to fit
         self.ports: dict[str, int] = {}
+        services = copy.deepcopy(services)
         for name, service in services.items():
             if "bind" not in service:
                 self.ports[name] = free_port()

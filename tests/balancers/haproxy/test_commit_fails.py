@@ -77,6 +77,10 @@ def _read(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+def cut(managed: Managed, word: bytes, times: int = 1) -> Relay:
+    return Relay(managed.directory / "master.sock", word, times)
+
+
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """This process can't write more than a few bytes into a file, as on a full disk."""
@@ -94,9 +98,11 @@ def full_disk() -> Iterator[None]:
 def test_a_socket_that_closes_half_way(shop, word):
     """At whichever command the Runtime API goes away, the commit fails and nothing has moved."""
     files = open_files(shop.directory)
-    with Relay(shop.directory / "master.sock", word, times=1):
-        with pytest.raises(CommitFailed, match="shop did not move, the maps serve what they served before"):
-            shop.haproxy.commit(shop.after(shop=GREEN), ["shop"])
+    with (
+        cut(shop, word),
+        pytest.raises(CommitFailed, match="shop did not move, the maps serve what they served before"),
+    ):
+        shop.haproxy.commit(shop.after(shop=GREEN), ["shop"])
     assert_as_before(shop, files)
 
 
@@ -107,9 +113,8 @@ def test_a_worker_that_was_moved_already_is_put_back(shop):
     shop.haproxy.reload()
     draining = shop.processes().draining[0]
     files = open_files(shop.directory)
-    with Relay(shop.directory / "master.sock", f"@!{draining} commit map".encode(), times=1):
-        with pytest.raises(CommitFailed, match="did not move"):
-            shop.haproxy.commit(shop.after(shop=GREEN), ["shop"])
+    with cut(shop, f"@!{draining} commit map".encode()), pytest.raises(CommitFailed, match="did not move"):
+        shop.haproxy.commit(shop.after(shop=GREEN), ["shop"])
     assert ask(held, "/", {}).getheader("X-App") == "blue"
     held.close()
     assert_as_before(shop, files)
@@ -117,9 +122,9 @@ def test_a_worker_that_was_moved_already_is_put_back(shop):
 
 def test_when_the_way_back_fails_too_the_message_says_so(shop):
     """Nothing is promised that does not hold; the disk is back, and the next commit mends the rest."""
-    with Relay(shop.directory / "master.sock", b"commit map", times=2):
-        with pytest.raises(CommitFailed, match=r"nor all put back .* restart of HAProxy serves what is on disk"):
-            shop.haproxy.commit(shop.after(shop=GREEN), ["shop"])
+    message = r"nor all put back .* restart of HAProxy serves what is on disk"
+    with cut(shop, b"commit map", times=2), pytest.raises(CommitFailed, match=message):
+        shop.haproxy.commit(shop.after(shop=GREEN), ["shop"])
     assert shop.haproxy.committed() == shop.intent
     shop.move(shop=GREEN)
 

@@ -355,7 +355,7 @@ def test_a_tcp_service_whose_port_is_gone_is_not_seen(make, service):
     worker = managed.processes().current[0]
     managed.haproxy._runtime.ask(worker, "disable frontend db")
     managed.haproxy._runtime.ask(worker, "shutdown frontend db")
-    with pytest.raises(NotSeen, match="db: .*does not accept connections"):
+    with pytest.raises(NotSeen, match=r"db: .*does not accept connections"):
         managed.haproxy.observe("db")
 
 
