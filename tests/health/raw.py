@@ -89,7 +89,7 @@ async def serving(
     if path is not None:
         await server.listen(asyncio.start_unix_server(server.handle, path))
     else:
-        await server.listen(asyncio.start_server(server.handle, host, 0, ssl=tls))
+        await server.listen(asyncio.start_server(server.handle, host, 0, ssl=tls, backlog=1024))
     try:
         yield server
     finally:

@@ -26,17 +26,37 @@ async def test_passes_and_fails():
     assert result.latency_ms >= 0
 
 
+@pytest.mark.parametrize(("timeout_s", "detail"), [(0.001, "timeout after 1ms"), (0.08, "timeout after 80ms")])
 @asynchronous
-async def test_timeout():
-    """An attempt that takes too long ends, and not much later than it should."""
+async def test_timeout(timeout_s, detail):
+    """An attempt that takes too long ends, and not before its time is over, also when that is very short."""
 
     async def hang() -> str:
         await asyncio.sleep(100)
         return ""
 
-    result = await timed(hang, 0.08)
-    assert (result.passed, result.detail) == (False, "timeout after 80ms")
-    assert result.latency_ms >= 79
+    result = await timed(hang, timeout_s)
+    assert (result.passed, result.detail) == (False, detail)
+    assert result.latency_ms >= timeout_s * 990
+
+
+@asynchronous
+async def test_a_loop_that_never_rests_still_ends_a_check():
+    """An event loop that stalls all the time ends a hanging check without a verdict, instead of never."""
+
+    async def hang() -> str:
+        await asyncio.sleep(100)
+        return ""
+
+    async def hog() -> None:
+        while True:
+            time.sleep(0.03)
+            await asyncio.sleep(0)
+
+    hogging = asyncio.create_task(hog())
+    with pytest.raises(Inconclusive):
+        await timed(hang, 0.02)
+    hogging.cancel()
 
 
 @asynchronous

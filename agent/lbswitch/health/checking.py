@@ -11,7 +11,9 @@ from typing import Protocol, Self
 from lbswitch.core.health import CheckResult
 from lbswitch.core.values import format_duration
 
-_TICKS = 8
+_TICKS = 4
+_MOST_LATE_TICKS = 8
+_SHORTEST_STALL_S = 0.02
 _ATTEMPTS = 3
 OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The agent or its machine ran out of something: no fault of the server."""
@@ -39,14 +41,15 @@ class Prober(Protocol):
 class Patience:
     """A timeout like `asyncio.timeout`, but time in which the event loop stood still does not count.
 
-    The time is counted in eighths. One that comes late by its own length or more is waited for again: the server may
-    have answered long ago, and nobody looked. Raises: TimeoutError on exit.
+    The time is counted in quarters. One that comes late by its own length or more (and 20 ms at least) is waited for
+    again, 8 times at most: the server may have answered long ago, and nobody looked. Raises: TimeoutError on exit.
     """
 
     def __init__(self, timeout_s: float) -> None:
         """Prepare; the time runs from entering."""
         self._tick_s = timeout_s / _TICKS
         self._left = _TICKS
+        self._forgiven = 0
         self._expired = False
         self.stalled_s = 0.0
 
@@ -74,7 +77,8 @@ class Patience:
         if self._timer is None:
             return
         due, now = self._timer.when(), self._loop.time()
-        if now - due >= self._tick_s:
+        if now - due >= max(self._tick_s, _SHORTEST_STALL_S) and self._forgiven < _MOST_LATE_TICKS:
+            self._forgiven += 1
             self.stalled_s += now - due
             due = now
         else:
