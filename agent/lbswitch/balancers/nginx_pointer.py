@@ -67,13 +67,20 @@ class Pointer:
 
     def committed(self) -> Intent | None:
         """What the disk says, or None without a pointer. A service that can't be read is left out."""
-        target = read_link(self.live)
+        target = self._target()
         match = _GENERATION.match(target or "")
         directory = self._state_dir / (target or "")
         if match is None or not directory.is_dir():
             return None
         found = {name: intent for name in _names(directory) if (intent := _read(directory / name)) is not None}
         return Intent(found, max([int(match[1]), *(intent.generation for intent in found.values())]))
+
+    def _target(self) -> str | None:
+        """The name of the live directory; None without a pointer, or where one can't even be looked for."""
+        try:
+            return read_link(self.live)
+        except OSError:
+            return None
 
     # -- what is remembered ------------------------------------------------------------------------------------
 
@@ -95,7 +102,7 @@ class Pointer:
 
     def _read_current(self) -> _Copy | None:
         """The live directory, if all of it is exactly what a commit would have written."""
-        target = read_link(self.live)
+        target = self._target()
         directory = self._state_dir / (target or "")
         if target is None or not _GENERATION.match(target) or not directory.is_dir():
             return None
@@ -122,7 +129,7 @@ class Pointer:
     # -- moving ------------------------------------------------------------------------------------------------
 
     def _move(self, intent: Intent) -> None:
-        before = read_link(self.live)
+        before = self._target()
         name = self._name(intent.generation, before)
         spare, self._spare = self._spare, None
         try:
@@ -206,8 +213,8 @@ class Pointer:
 
     def _remove_others(self, kept: Iterable[_Copy]) -> None:
         """Directories that crashes and failures left; never the one that `live` points at."""
-        names = {copy.name for copy in kept} | {read_link(self.live)}
         with contextlib.suppress(OSError):
+            names = {copy.name for copy in kept} | {read_link(self.live)}
             for name in _names(self._state_dir):
                 if _GENERATION.match(name) and name not in names:
                     shutil.rmtree(self._state_dir / name, ignore_errors=True)
@@ -233,12 +240,15 @@ def _files(service: str, intent: ServiceIntent) -> dict[str, bytes]:
 
 
 def _read(directory: Path) -> ServiceIntent | None:
+    """What nginx makes of these files, which is what counts if a hand has been in them; None if the state is broken."""
     try:
-        _, generation, share = (directory / "state").read_text("ascii").split()
         names = set(_names(directory))
-        live = Color.GREEN if str(Color.GREEN) in names else Color.BLUE
-        weight = int(share) if live is Color.GREEN else 100 - int(share)
-        return ServiceIntent(Route(live, weight), int(generation), "weighted" in names)
+        _, generation, _ = (directory / "state").read_text("ascii").split()
+        flag = Color.GREEN if str(Color.GREEN) in names else Color.BLUE
+        if "weighted" not in names:
+            return ServiceIntent(Route(flag), int(generation))
+        share = sum(str(bucket) in names for bucket in range(100))
+        return ServiceIntent(Route(flag).with_share(Color.GREEN, share), int(generation), weighted=True)
     except (OSError, ValueError):
         return None
 

@@ -81,11 +81,12 @@ class NginxProcess:
 
         Whether there were some, and all listeners are free now.
         """
-        orphans = {pid for problem in problems for pid in problem.pids if self._is_worker_of_ours(pid)}
-        for pid in orphans:
+        if not any(self._is_worker_of_ours(pid) for problem in problems for pid in problem.pids):
+            return False
+        for pid in filter(self._is_worker_of_ours, _all_pids()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGQUIT)
-        return bool(orphans) and _wait(lambda: not unavailable(_binds(problems)), _TERMINATE_S)
+        return _wait(lambda: not unavailable(_binds(problems)), _TERMINATE_S)
 
     def _is_worker_of_ours(self, pid: int) -> bool:
         """By its title, and because it has our error log open."""
@@ -93,11 +94,11 @@ class NginxProcess:
 
         try:
             process = psutil.Process(pid)
-            title = " ".join(process.cmdline())
-            opened = {file.path for file in process.open_files()}
+            if not " ".join(process.cmdline()).startswith("nginx: worker process"):
+                return False
+            return os.path.realpath(self._error_log) in {file.path for file in process.open_files()}
         except psutil.Error:
             return False
-        return title.startswith("nginx: worker process") and os.path.realpath(self._error_log) in opened
 
     def _launch(self, program: str) -> None:
         argv = [program, "-p", str(self._prefix), "-c", str(self._configuration), "-e", str(self._error_log)]
@@ -214,6 +215,12 @@ def _listed(problems: list[Unavailable]) -> str:
 
 def _binds(problems: list[Unavailable]) -> dict[str, Endpoint]:
     return {problem.service: problem.endpoint for problem in problems}
+
+
+def _all_pids() -> list[int]:
+    import psutil
+
+    return psutil.pids()
 
 
 def _children(pid: int) -> set[int]:
