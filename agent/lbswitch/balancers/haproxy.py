@@ -267,9 +267,17 @@ class HAProxy:
 
     def stop(self) -> None:
         """Let requests in flight finish, for ten seconds at most, then end it. Raises: StartFailed."""
-        if self._directory.is_dir():
-            self._stopped.set()
+        unmarked: OSError | None = None
+        try:
+            if self._directory.is_dir():
+                self._stopped.set()
+        except OSError as error:
+            unmarked = error
         self._process.stop()
+        if unmarked is not None:
+            raise StartFailed(
+                f"HAProxy is stopped, but a running agent can't see that this was meant and will start it: {unmarked}"
+            ) from unmarked
 
     def warnings(self) -> list[str]:
         """What works but should be mended."""

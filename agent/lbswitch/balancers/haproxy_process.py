@@ -91,7 +91,10 @@ class Process:
         except Unanswered as error:
             raise ReloadFailed(f"HAProxy was not reloaded and serves as before: {error}") from error
         self._refuse_taken(binds, before)
-        os.kill(master, signal.SIGUSR2)
+        try:
+            os.kill(master, signal.SIGUSR2)
+        except OSError as error:
+            raise ReloadFailed(f"HAProxy (pid {master}) can't be told to reload: {error.strerror}") from error
         if not _until(lambda: self._is_over(before), _RELOAD_S):
             raise ReloadFailed(f"HAProxy did not finish its reload within {_RELOAD_S:g} s; the old worker still serves")
         return self._new_worker(before)
@@ -148,9 +151,14 @@ class Process:
             raise StartFailed(f"HAProxy (pid {pid}) did not stop within {_STOP_S:g} s of SIGTERM")
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
-        if self._is_ours(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        if not self._is_ours(pid):
+            return
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        except PermissionError as error:
+            raise StartFailed(f"HAProxy (pid {pid}) can't be stopped by this user: {error.strerror}") from error
 
     def _is_idle(self) -> bool:
         """Whether no worker has a request in flight. Raises: Unanswered."""

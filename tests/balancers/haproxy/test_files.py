@@ -1,6 +1,7 @@
 """Rendering, checking and installing; nothing of it touches what serves."""
 
 import re
+import tempfile
 
 import pytest
 
@@ -176,10 +177,7 @@ def test_a_reload_works_when_the_first_revision_is_long_gone(make, service):
 def test_a_thousand_services(make, service):
     """They are rendered, checked, started, switched together and seen."""
     names = [f"s{number}" for number in range(1000)]
-    path = "/tmp/lbs-1000"
-    managed = make({name: service(bind=f"unix:{path}-{name}.sock") for name in names})
-    managed.serve()
-    managed.move(s0=GREEN, s999=GREEN)
-    managed.stop()
-    for name in names:
-        (managed.state.parent / f"lbs-1000-{name}.sock").unlink()
+    with tempfile.TemporaryDirectory(prefix="lbs-") as directory:
+        managed = make({name: service(bind=f"unix:{directory}/{name}") for name in names}).serve()
+        managed.move(**dict.fromkeys(names, GREEN))
+        managed.stop()

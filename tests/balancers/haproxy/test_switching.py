@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from lbswitch.core.model import Color, Route, ServiceIntent
 from tests.balancers.haproxy.managed import ask, key
 from tests.support.load import Load
@@ -164,6 +166,27 @@ def test_commit_is_idempotent_and_mends_a_worker(shop):
     shop.haproxy.commit(shop.intent, [])
     shop.haproxy.commit(shop.intent, [])
     assert shop.app() == "green"
+
+
+@pytest.mark.parametrize("applied", ["live.map", "live.map weights.map"])
+@pytest.mark.parametrize("to_end", [True, False])
+def test_a_crash_within_a_commit_is_mended_by_the_next(shop, applied, to_end):
+    """With one or both files changed and no worker told, committing the old or the new intent makes all agree."""
+    before, after = shop.intent, shop.after(shop=Route(Color.BLUE, 50))
+    shop.haproxy.commit(after, ["shop"])
+    changed = {name: (shop.directory / name).read_text() for name in applied.split()}
+    shop.haproxy.commit(before, ["shop"])
+    for name, text in changed.items():
+        (shop.directory / name).write_text(text)
+        (shop.directory / f".{name}.new").write_text("half")
+        (shop.directory / f".{name}.old").write_text("left behind")
+    shop.intent = after if to_end else before
+    later = shop.adapter()
+    later.commit(shop.intent, ["shop"])
+    assert later.committed().services["shop"].route == shop.intent.services["shop"].route
+    for _ in range(2):
+        assert shop.shows(later.observe("shop"), "shop")
+        later.reload()
 
 
 def test_committed_reads_back_what_was_committed(make, service):
