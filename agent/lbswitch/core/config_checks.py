@@ -12,7 +12,8 @@ from lbswitch.core.names import variable_name
 from lbswitch.core.values import Endpoint, parse_endpoint
 
 _MOST_THREADS = 64  # HAProxy before 2.7; later ones take more in groups
-_LONGEST_STATE_DIR = 64  # HAProxy's sockets lie below it and have at most 107 bytes, a temporary suffix included
+_LONGEST_SOCKET = 107 - len(".4194304.tmp")  # HAProxy binds under a temporary name with its pid, then renames
+_LONGEST_STATE_DIR = _LONGEST_SOCKET - len("/haproxy/master.sock")
 
 
 class Misplaced(NamedTuple):
@@ -35,23 +36,20 @@ def cross_check(
     agent: AgentConfig | None, balancer: BalancerConfig | None, services: Mapping[str, ServiceConfig]
 ) -> Iterator[Misplaced]:
     """Check the sections that are right by themselves against each other; None is a section that is not."""
-    is_dual = balancer is not None and balancer.kind is BalancerKind.HAPROXY
-    yield from _listeners(agent, services, is_dual=is_dual)
+    yield from _listeners(agent, services)
     yield from _circles(services)
     yield from _names(services)
     if balancer is not None:
         yield from _abilities(balancer, services)
-        yield from _sizes(agent or AgentConfig(), balancer)
+        yield from _sizes(agent or AgentConfig(), balancer, services)
 
 
-def _listeners(
-    agent: AgentConfig | None, services: Mapping[str, ServiceConfig], *, is_dual: bool
-) -> Iterator[Misplaced]:
+def _listeners(agent: AgentConfig | None, services: Mapping[str, ServiceConfig]) -> Iterator[Misplaced]:
     """Two listeners that the system would not let exist, or of which one would take the other's connections."""
     by_port: defaultdict[int, list[_Listener]] = defaultdict(list)
     for listener in _all_listeners(agent, services):
         others = by_port[listener.endpoint.port]
-        other = next((one for one in others if _overlap(one.endpoint, listener.endpoint, is_dual=is_dual)), None)
+        other = next((one for one in others if _overlap(one.endpoint, listener.endpoint)), None)
         if other is not None:
             yield Misplaced(
                 listener.at, f"is {str(listener.endpoint)!r}, which {other.name} ({other.endpoint}) listens on already"
@@ -68,23 +66,23 @@ def _all_listeners(agent: AgentConfig | None, services: Mapping[str, ServiceConf
         yield _Listener(("services", name, "bind"), parse_endpoint(service.bind))
 
 
-def _overlap(one: Endpoint, other: Endpoint, *, is_dual: bool) -> bool:
+def _overlap(one: Endpoint, other: Endpoint) -> bool:
     if one.port != other.port or one.is_unix != other.is_unix:
         return False
     if one.is_unix:
         return one.path == other.path
-    return _covers(one, other, is_dual=is_dual) or _covers(other, one, is_dual=is_dual)
+    return _covers(one, other) or _covers(other, one)
 
 
-def _covers(wide: Endpoint, narrow: Endpoint, *, is_dual: bool) -> bool:
-    """Whether a listener on `wide` gets connections that are made to `narrow`; `is_dual`: `[::]` takes IPv4 too."""
+def _covers(wide: Endpoint, narrow: Endpoint) -> bool:
+    """Whether a listener on `wide` gets connections that are made to `narrow`; `[::]` is rendered for IPv6 only."""
     if wide.host == narrow.host:
         return True
     if "localhost" in (wide.host, narrow.host):
         other = narrow if wide.host == "localhost" else wide
         return other.is_any or other.host in ("127.0.0.1", "::1")
     if wide.host == "::":
-        return narrow.is_ipv6 or is_dual
+        return narrow.is_ipv6
     return wide.is_any and not narrow.is_ipv6
 
 
@@ -129,7 +127,7 @@ def _reaches(server: Endpoint, listener: Endpoint) -> bool:
     """Whether connecting to `server` surely arrives at `listener`; of other hosts nothing is known here."""
     if listener.is_any and not server.is_loopback:
         return False
-    return _covers(listener, server, is_dual=False)
+    return _covers(listener, server)
 
 
 def _leads_to(start: str, end: str, onward: Mapping[str, set[str]]) -> bool:
@@ -173,18 +171,21 @@ def _abilities(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) 
             )
 
 
-def _sizes(agent: AgentConfig, balancer: BalancerConfig) -> Iterator[Misplaced]:
+def _sizes(agent: AgentConfig, balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) -> Iterator[Misplaced]:
+    """HAProxy's limits."""
     if balancer.kind is not BalancerKind.HAPROXY:
         return
     if balancer.workers is not None and balancer.workers > _MOST_THREADS:
-        yield Misplaced(
-            ("balancer", "workers"), f"is {balancer.workers}, but HAProxy has at most {_MOST_THREADS} threads"
-        )
+        words = f"is {balancer.workers}, but HAProxy has at most {_MOST_THREADS} threads"
+        yield Misplaced(("balancer", "workers"), words)
     if len(agent.state_dir) > _LONGEST_STATE_DIR:
-        yield Misplaced(
-            ("agent", "state_dir"),
-            f"has {len(agent.state_dir)} bytes, but HAProxy's sockets lie below it: {_LONGEST_STATE_DIR} at most",
-        )
+        words = f"has {len(agent.state_dir)} bytes, but HAProxy's sockets lie below it: {_LONGEST_STATE_DIR} at most"
+        yield Misplaced(("agent", "state_dir"), words)
+    for name, service in services.items():
+        path = parse_endpoint(service.bind).path
+        if len(path) > _LONGEST_SOCKET:
+            words = f"is a path of {len(path)} bytes, and HAProxy can bind {_LONGEST_SOCKET} at most"
+            yield Misplaced(("services", name, "bind"), words)
 
 
 def notes(config: Config) -> list[str]:

@@ -442,8 +442,6 @@ class TestTogether:
             ("*:80", "0.0.0.0:80", "haproxy"),
             ("[::]:80", "[::1]:80", "nginx"),
             ("[::1]:80", "[0::1]:80", "nginx"),
-            ("[::]:80", "*:80", "haproxy"),
-            ("[::]:80", "127.0.0.1:80", "haproxy"),
             ("localhost:80", "127.0.0.1:80", "nginx"),
             ("localhost:80", "[::1]:80", "nginx"),
             ("localhost:80", "*:80", "nginx"),
@@ -462,7 +460,7 @@ class TestTogether:
         [
             ("*:80", "*:81"),
             ("127.0.0.1:80", "127.0.0.2:80"),
-            ("*:80", "[::]:80"),  # nginx binds [::] for IPv6 only
+            ("*:80", "[::]:80"),  # which is rendered for IPv6 only
             ("*:80", "[::1]:80"),
             ("unix:/run/a", "unix:/run/b"),
         ],
@@ -542,11 +540,14 @@ class TestTogether:
         assert where == f"services.a.{path}"
         assert "mode: http" in message
 
-    def test_haproxy_needs_a_short_state_directory(self):
-        """Its sockets lie there, and their paths have a limit."""
+    def test_haproxy_needs_short_paths(self):
+        """It binds a socket under a longer, temporary name first, and its own lie in the state directory."""
         agent = f"state_dir: /{'a' * 80}"
         assert only_problem(minimal(balancer="kind: haproxy", agent=agent))[1] == "agent.state_dir"
         parse(minimal(agent=agent), "a")
+        bind = f"bind: 'unix:/{'a' * 95}'"
+        assert only_problem(minimal(balancer="kind: haproxy", a=bind))[1] == "services.a.bind"
+        parse(minimal(a=bind), "a")
 
     def test_valid_sections_are_checked_together_all_the_same(self):
         """A broken service does not hide that two others collide."""
