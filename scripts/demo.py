@@ -371,8 +371,8 @@ def main() -> int:
         for balancer in options.balancer:
             demos.append(Demo(balancer, options, story))
             _run(demos[-1])
-    except (KeyboardInterrupt, SystemExit) as error:
-        interrupted = int(error.code or 0) if isinstance(error, SystemExit) else 130
+    except SystemExit as error:
+        interrupted = int(error.code or 0)
     for demo in demos:
         if "kept" in demo.result and not interrupted:
             demo.show_kept()
@@ -427,11 +427,12 @@ def _summary(demo: Demo) -> str:
 
 
 def _end_cleanly(*, keep: bool) -> None:
-    """SIGTERM and a closed terminal end it as Ctrl-C does; what is kept outlives the terminal."""
+    """Ctrl-C, SIGTERM and a closed terminal end it in order; what is kept outlives the terminal."""
 
     def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
+    signal.signal(signal.SIGINT, end)  # a shell starts background jobs with it ignored
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN if keep else end)
 

@@ -74,7 +74,7 @@ def test_ctrl_c_leaves_nothing_running_and_no_files():
     said = ""
     for line in process.stdout:
         said += line
-        if "$ lbswitch status" in line:
+        if "A client now sends" in line:
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
