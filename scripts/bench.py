@@ -73,6 +73,7 @@ class Bench:
         self.options = options
         self.figures: list[Figure] = []
         self.versions: dict[str, str] = {}
+        self.load_before = os.getloadavg()[0]
 
     def add(self, group: str, case: str, unit: str, samples: Sequence[float], of: str | None = None) -> None:
         self.figures.append(Figure(group, case, unit, tuple(samples), of))
@@ -205,6 +206,7 @@ class Bench:
                 "cpu": _cpu_model(),
                 "cores": os.cpu_count(),
                 "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+                "load_average": f"{self.load_before:.2f} before, {os.getloadavg()[0]:.2f} after",
                 "python": platform.python_version(),
                 **self.versions,
             },
@@ -359,7 +361,7 @@ def _switch_table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
         "## A switch (ms)",
         "",
         "The request is a POST to the agent's unix socket; the steps are the operation's own `timings_ms` (medians; of",
-        "several services the slowest). `verify` ends when the service's listener showed the new generation three times.",
+        "several services the slowest). `verify` ends when the listener showed the new generation three times.",
         "",
         "| | request: median (p5-p95) | " + " | ".join(STEPS) + " | samples | ratio |",
         "|---|---:|" + "---:|" * len(STEPS) + "---:|---|",
