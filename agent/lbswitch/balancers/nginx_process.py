@@ -60,8 +60,13 @@ class NginxProcess:
             return
         self._make_room(binds)
         self._launch(program)
-        if not _wait(lambda: self.pid() is not None, _START_S):
-            raise StartFailed(f"nginx did not write {self._pid_file} within {_START_S:g} s: {self._last_words(0)}")
+        if not _wait(self._has_workers, _START_S):
+            said = self._last_words(0) or f"nothing in {self._error_log}"
+            raise StartFailed(f"nginx has no workers {_START_S:g} s after its start: {said}")
+
+    def _has_workers(self) -> bool:
+        pid = self.pid()
+        return pid is not None and bool(_children(pid))
 
     def _make_room(self, binds: Mapping[str, Endpoint]) -> None:
         try:
@@ -161,7 +166,9 @@ class NginxProcess:
     def _refuse_taken(self, pid: int, binds: Mapping[str, Endpoint]) -> None:
         """A listener that is new and taken would make nginx try for seconds, and then say less."""
         ours = {pid, *_children(pid)}
-        taken = [problem for problem in unavailable(binds) if not ours & set(problem.pids)]
+        problems = unavailable(binds)
+        ours |= _children(pid)
+        taken = [problem for problem in problems if not ours & set(problem.pids)]
         if taken:
             raise ReloadFailed(f"nginx was not reloaded: {_listed(taken)}; the configuration before is still serving")
 

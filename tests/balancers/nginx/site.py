@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from lbswitch.balancers import nginx_binary
 from lbswitch.balancers.nginx import Nginx
 from lbswitch.core.config import Config
@@ -142,6 +144,13 @@ class Site:
         except NotSeen:
             return True
         return False
+
+    def is_asking_blue(self, service: str = "shop") -> bool:
+        """Whether a worker has a connection to the first server of blue."""
+        port = parse_endpoint(self.config.services[service].blue.servers[0]).port
+        workers = psutil.Process(int((self.prefix / "nginx.pid").read_text())).children()
+        connections = (connection for worker in workers for connection in worker.net_connections())
+        return any(connection.raddr and connection.raddr.port == port for connection in connections)
 
     def ejected(self, *keys: Any) -> Intent:
         return replace(self.intent, ejected=frozenset(keys))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lbswitch.balancers import nginx_user
@@ -177,8 +178,10 @@ def test_workers_have_few_rights(site):
     """Started by root, the workers are somebody else, when that user can reach the pointer."""
     shop = site()
     assert shop.nginx.warnings() == []
-    children = Path(f"/proc/{shop.nginx._process.pid()}/task/{shop.nginx._process.pid()}/children").read_text().split()
-    assert all(Path(f"/proc/{pid}").stat().st_uid != 0 for pid in children)
+    master = psutil.Process(int((shop.prefix / "nginx.pid").read_text()))
+    wait_until(
+        lambda: all(worker.uids().real != 0 for worker in master.children()), "the workers gave up root's rights"
+    )
 
 
 @_as_root

@@ -14,6 +14,7 @@ from lbswitch.core.model import ServerKey
 from tests.balancers.nginx.servers import Server
 from tests.balancers.nginx.site import BLUE, GREEN
 from tests.support.ports import free_port
+from tests.support.wait import wait_until
 
 
 def _frame(text: str) -> bytes:
@@ -73,6 +74,7 @@ def test_upload(site):
         for number in range(count):
             client.send(piece)
             if number == 2:
+                wait_until(shop.is_asking_blue, "the upload has begun")
                 shop.switch(shop=GREEN)
         answer = client.getresponse()
         assert (answer.read(), answer.getheader("X-App")) == (f"{len(piece) * count}\n".encode(), "blue")
