@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ from lbswitch.ports import Rendered
 
 _MANY_DRAINING = 5
 _FILES_BESIDE_CONNECTIONS = 200
+_ENDING_S = 0.5
+_PAUSE_S = 0.005
 
 
 class HAProxy:
@@ -148,10 +151,8 @@ class HAProxy:
             prepared = self._prepared(after, self._workers(), ())
             try:
                 files.apply()
-                for worker in prepared:
-                    self._ignore_if_gone(worker)
-                for worker in self._prepared(after, self._workers(), [update.worker for update in prepared]):
-                    worker.commit()
+                self._commit_in(prepared)
+                self._commit_in(self._prepared(after, self._workers(), [update.worker for update in prepared]))
             except (OSError, Unanswered) as error:
                 self._return_to(before, files, error)
                 raise
@@ -171,7 +172,7 @@ class HAProxy:
             try:
                 update.prepare(maps)
             except Unanswered:
-                if pid not in self._workers():
+                if self._has_ended(pid):
                     updates.pop()
                     continue
                 for each in updates:
@@ -179,20 +180,29 @@ class HAProxy:
                 raise
         return updates
 
-    def _ignore_if_gone(self, update: WorkerMaps) -> None:
-        try:
-            update.commit()
-        except Unanswered:
-            if update.worker in self._workers():
-                raise
+    def _commit_in(self, updates: Collection[WorkerMaps]) -> None:
+        for update in updates:
+            try:
+                update.commit()
+            except Unanswered:
+                if not self._has_ended(update.worker):
+                    raise
+
+    def _has_ended(self, worker: int) -> bool:
+        """Whether it did not answer because it ended; the master may need a moment to notice. Raises: Unanswered."""
+        deadline = time.monotonic() + _ENDING_S
+        while worker in self._workers():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE_S)
+        return True
 
     def _return_to(self, before: Maps | None, files: StagedFiles, error: Exception) -> None:
         """Put the old maps back on disk and in every worker. Raises: CommitFailed when that fails too."""
         try:
             files.revert()
             if before is not None:
-                for update in self._prepared(before, self._workers(), ()):
-                    update.commit()
+                self._commit_in(self._prepared(before, self._workers(), ()))
         except (OSError, Unanswered) as second:
             raise CommitFailed(
                 f"the maps could not be changed ({error}) nor all put back ({second}): workers may disagree until the "
@@ -220,10 +230,17 @@ class HAProxy:
         self._ejected = ejected
         try:
             for pid in self._workers():
-                self._servers.eject(pid, ejected)
+                self._eject_from(pid)
         except Unanswered as error:
             raise CommitFailed(f"servers could not be taken out or put back: {error}") from error
         return True
+
+    def _eject_from(self, worker: int) -> None:
+        try:
+            self._servers.eject(worker, self._ejected)
+        except Unanswered:
+            if not self._has_ended(worker):
+                raise
 
     # -- the process -----------------------------------------------------------------------------------------
 
@@ -252,18 +269,18 @@ class HAProxy:
         except CheckFailed as error:
             raise StartFailed(str(error)) from error
         self._process.start(self._binds)
-        self._eject_from(self._runtime.processes().current)
+        self._eject_again()
 
     def reload(self) -> None:
         """Have a new worker read what is installed; the old one finishes its connections. Raises: ReloadFailed."""
-        self._eject_from([self._process.reload(self._binds)])
+        self._process.reload(self._binds)
+        self._eject_again()
 
-    def _eject_from(self, workers: Collection[int]) -> None:
+    def _eject_again(self) -> None:
         """A new worker knows nothing of what its predecessor left out."""
         if self._ejected:
-            with contextlib.suppress(Unanswered):  # it serves; the agent's next look at its checks ejects again
-                for pid in workers:
-                    self._servers.eject(pid, self._ejected)
+            with contextlib.suppress(CommitFailed):  # it serves; the agent ejects anew when checks change
+                self.eject(self._ejected)
 
     def stop(self) -> None:
         """Let requests in flight finish, for ten seconds at most, then end it. Raises: StartFailed."""

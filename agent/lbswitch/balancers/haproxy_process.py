@@ -20,6 +20,7 @@ _START_S = 15.0
 _RELOAD_S = 30.0
 _SOFT_STOP_S = 10.0
 _STOP_S = 5.0
+_UNSEEN_S = 1.0
 _PAUSE_S = 0.01
 
 
@@ -72,17 +73,23 @@ class Process:
 
     def _wait_for_free(self, binds: Mapping[str, Endpoint]) -> None:
         """Workers whose master was killed end by themselves, a moment later. Raises: StartFailed."""
-        deadline = time.monotonic() + _STOP_S
+        began = time.monotonic()
         while obstacles := list(haproxy_binds.taken(binds)):
-            if not all(self._is_left_over(obstacle) for obstacle in obstacles) or time.monotonic() > deadline:
+            patience_s = min(self._patience_s(obstacle) for obstacle in obstacles)
+            if time.monotonic() - began >= patience_s:
                 raise StartFailed(_sentences("HAProxy was not started", obstacles))
             time.sleep(_PAUSE_S)
 
-    def _is_left_over(self, obstacle: Taken) -> bool:
-        return bool(obstacle.pids) and all(self._is_ours(pid) or not _arguments(pid) for pid in obstacle.pids)
+    def _patience_s(self, obstacle: Taken) -> float:
+        """How long it may take until this address is free; nobody seen to hold it may be somebody who just ended."""
+        if not obstacle.is_held:
+            return 0.0
+        if not obstacle.pids:
+            return _UNSEEN_S
+        return _STOP_S if all(self._is_ours(pid) or not _arguments(pid) for pid in obstacle.pids) else 0.0
 
-    def reload(self, binds: Mapping[str, Endpoint]) -> int:
-        """Have a new worker take over, and give its pid. Raises: ReloadFailed; then the old worker still serves."""
+    def reload(self, binds: Mapping[str, Endpoint]) -> None:
+        """Have a new worker take over. Raises: ReloadFailed; then the old worker still serves."""
         master = self.pid()
         if master is None:
             raise ReloadFailed("HAProxy does not run, so it can't be reloaded; start it")
@@ -97,7 +104,7 @@ class Process:
             raise ReloadFailed(f"HAProxy (pid {master}) can't be told to reload: {error.strerror}") from error
         if not _until(lambda: self._is_over(before), _RELOAD_S):
             raise ReloadFailed(f"HAProxy did not finish its reload within {_RELOAD_S:g} s; the old worker still serves")
-        return self._new_worker(before)
+        self._refuse_failure(before)
 
     def _refuse_taken(self, binds: Mapping[str, Endpoint], running: Processes) -> None:
         """Holders that this user may not see are HAProxy's to find: the old worker may be one of them."""
@@ -121,12 +128,13 @@ class Process:
         new = [pid for pid in self._runtime.processes().current if pid not in known]
         return bool(new) and bool(self._runtime.ask(new[0], "show version").strip())
 
-    def _new_worker(self, before: Processes) -> int:
-        now = self._runtime.processes()
-        new = [pid for pid in now.current if pid not in before.workers]
-        if now.failed or not new:
+    def _refuse_failure(self, before: Processes) -> None:
+        try:
+            now = self._runtime.processes()
+        except Unanswered as error:
+            raise ReloadFailed(f"HAProxy was told to reload, and does not say whether it did: {error}") from error
+        if now.failed or set(now.current) <= set(before.workers):
             raise ReloadFailed(f"HAProxy refused the new configuration; the old worker still serves{self._why()}")
-        return new[0]
 
     def _why(self) -> str:
         """The daemon tells nobody why it refused; its checker may."""
