@@ -199,6 +199,8 @@ class HealthConfig(_Section):
     def _misfits(self) -> Iterator[Misfit]:
         if self.type is HealthType.COMMAND and self.command is None:
             yield Misfit(("type",), "is 'command', but there is no command: [...] to run")
+        if self.method == "HEAD" and self.body is not None:
+            yield Misfit(("body",), "can never be found, because an answer to method: HEAD has no body")
         if self.type is not HealthType.COMMAND and self.command is not None:
             yield Misfit(("command",), f"is for type: command, but type is {self.type}")
 

@@ -42,7 +42,18 @@ def read_section(model: type[Section], entry: Entry, path: str) -> tuple[Section
         return model.model_validate_json(text, strict=True), []
     except ValidationError as error:
         explain = _Explanation(model, entry, path)
-        return None, [problem for found in error.errors(include_url=False) for problem in explain.problems(found)]
+        errors = _without_consequences(error.errors(include_url=False))
+        return None, [problem for found in errors for problem in explain.problems(found)]
+
+
+def _without_consequences(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A list whose items are refused counts as too short as well, which nobody needs to hear."""
+    places = [tuple(error["loc"]) for error in errors]
+    return [
+        error
+        for error, place in zip(errors, places, strict=True)
+        if error["type"] != "too_short" or not any(other[: len(place)] == place != other for other in places)
+    ]
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -173,6 +173,19 @@ def test_scalars(written, value):
 
 
 class TestProblems:
+    def test_a_refused_server_is_one_problem(self):
+        """It is not also told that the list, without it, is empty; a list that is empty is."""
+        text = minimal(a="blue: {servers: [nonsense]}, green: {servers: []}")
+        assert [path for _, path, _ in problems_of(text)] == [
+            "services.a.blue.servers.0",
+            "services.a.green.servers",
+        ]
+
+    def test_a_body_that_can_never_come(self):
+        """HEAD has no body to look into."""
+        text = minimal(a="health: {method: HEAD, body: ok}")
+        assert only_problem(text)[1] == "services.a.health.body"
+
     def test_all_at_once_in_file_order(self):
         """An error in one section hides none in another; each has its line, its path and what is allowed."""
         text = """\
