@@ -84,9 +84,10 @@ class Nginx:
     def render(self, intent: Intent) -> Rendered:
         """The configuration for this intent; moving only pointers gives the same. Raises: RenderFailed."""
         program, user = self._program(), self._user().directive
-        key = (self._templates.fingerprint(), program, user, self._what_matters(intent))
+        stamps = nginx_view.certificates(self._config)
+        key = (self._templates.fingerprint(), program, user, self._what_matters(intent), tuple(stamps.items()))
         if self._cache is None or self._cache[0] != key:
-            seen = nginx_view.variables(self._config, intent, program, user)
+            seen = nginx_view.variables(self._config, intent, program, user, stamps)
             content = self._templates.render(f"{_FILE}.j2", seen)
             self._cache = (key, Rendered.of([RenderedFile(_FILE, content)]))
         return self._cache[1]

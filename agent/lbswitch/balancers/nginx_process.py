@@ -55,11 +55,14 @@ class NginxProcess:
 
     def start(self, program: str, binds: Mapping[str, Endpoint]) -> None:
         """Start it in a session of its own; one that runs is left alone. Raises: StartFailed."""
-        self._mark.clear()
+        self._remember(self._mark.clear)
         if self.pid() is not None:
             return
         self._make_room(binds)
-        self._launch(program)
+        words = self._launch(program)
+        if words:
+            taken = unavailable(binds)  # somebody was faster
+            raise StartFailed(f"nginx did not start: {words}{f' ({_listed(taken)})' if taken else ''}")
         if not _wait(self._has_workers, _START_S):
             said = self._last_words(0) or f"nothing in {self._error_log}"
             raise StartFailed(f"nginx has no workers {_START_S:g} s after its start: {said}")
@@ -105,7 +108,8 @@ class NginxProcess:
         except psutil.Error:
             return False
 
-    def _launch(self, program: str) -> None:
+    def _launch(self, program: str) -> str:
+        """Run nginx until it is in the background; what it said if it failed, else nothing."""
         argv = [program, "-p", str(self._prefix), "-c", str(self._configuration), "-e", str(self._error_log)]
         # A file, not a pipe: the daemon could hold a pipe open. NGINX names sockets to inherit from another nginx.
         environment = {name: value for name, value in os.environ.items() if name != "NGINX"}
@@ -116,8 +120,7 @@ class NginxProcess:
                 raise StartFailed(f"{program} could not be run: {error}") from error
             output.seek(0)
             words = output.read().decode(errors="replace").strip()
-        if code != 0:
-            raise StartFailed(f"nginx did not start: {_emergencies(words) or words or f'exit code {code}'}")
+        return "" if code == 0 else _emergencies(words) or words or f"exit code {code}"
 
     def _run(self, argv: list[str], output: int, environment: dict[str, str]) -> int:
         process = subprocess.Popen(
@@ -180,7 +183,7 @@ class NginxProcess:
         Raises: StartFailed.
         """
         if self._prefix.is_dir():
-            self._mark.set()
+            self._remember(self._mark.set)
         pid = self.pid()
         if pid is None:
             return
@@ -190,6 +193,15 @@ class NginxProcess:
             if _wait(lambda: self.pid() != pid, patience_s):
                 return
         raise StartFailed(f"nginx (pid {pid}) is still running {_TERMINATE_S:g} s after SIGTERM")
+
+    def _remember(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise StartFailed(
+                f"whether nginx was stopped on purpose could not be written down, so nothing was done: "
+                f"{error.strerror}: {error.filename or self._prefix}"
+            ) from error
 
     # -- the error log -----------------------------------------------------------------------------------------
 

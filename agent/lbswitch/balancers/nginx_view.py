@@ -49,12 +49,30 @@ class Pool:
     servers: tuple[str, ...]
 
 
-def variables(config: Config, intent: Intent, program: Program, user: str) -> dict[str, Any]:
-    """Everything that the template may use."""
+def certificates(config: Config) -> Mapping[str, str]:
+    """A stamp of each service's certificate and key, so that a renewed one is rendered as a change, and reloaded."""
+    return {
+        name: f"{_changed_at(service.tls.cert)}-{_changed_at(service.tls.key)}"
+        for name, service in config.services.items()
+        if service.tls is not None
+    }
+
+
+def _changed_at(path: str) -> str:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_mtime_ns:x}.{status.st_size}"
+
+
+def variables(config: Config, intent: Intent, program: Program, user: str, stamps: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the template may use; `stamps` are those of `certificates`."""
     choices = {name: _choice(config, name, intent.services[name]) for name in config.services}
     keys = _keys(config, choices)
     services = [
-        _service(config, name, intent) | _way(config, name, choices[name], intent.services[name], keys)
+        _service(config, name, intent, stamps.get(name, ""))
+        | _way(config, name, choices[name], intent.services[name], keys)
         for name in config.services
     ]
     return {
@@ -110,7 +128,7 @@ def _keys(config: Config, choices: Mapping[str, str]) -> dict[tuple[str, str], K
     }
 
 
-def _service(config: Config, name: str, intent: Intent) -> dict[str, Any]:
+def _service(config: Config, name: str, intent: Intent, tls_stamp: str) -> dict[str, Any]:
     """What does not depend on how the color is chosen."""
     service = config.services[name]
     return {
@@ -120,6 +138,7 @@ def _service(config: Config, name: str, intent: Intent) -> dict[str, Any]:
         "http2": service.http2,
         "cert": service.tls.cert if service.tls else "",
         "key": service.tls.key if service.tls else "",
+        "tls_stamp": tls_stamp,
         "underscores": service.weights is not None
         and "_" in service.weights.sticky
         and _identity(service)[0] == "header",

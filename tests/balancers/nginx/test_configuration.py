@@ -1,6 +1,7 @@
 """Rendering, checking and installing nginx's configuration."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,16 @@ def test_missing_certificate(directory, service, binary, certificate, missing):
     shop = Site(directory, {"shop": service(tls=tls)}, binary)
     with pytest.raises(CheckFailed, match=rf"services\.shop\.tls\.{missing}: /nowhere/file\.pem does not exist"):
         shop.nginx.check(shop.nginx.render(shop.intent))
+
+
+def test_renewed_certificate(directory, service, binary, certificate):
+    """A certificate that was replaced is a change, so that it is checked and reloaded like any other."""
+    copies = {kind: str(shutil.copy(path, directory)) for kind, path in zip(("cert", "key"), certificate, strict=True)}
+    shop = Site(directory, {"shop": service(tls=copies)}, binary)
+    first = shop.nginx.render(shop.intent)
+    assert shop.nginx.render(shop.after(shop=GREEN)) is first
+    shutil.copy(certificate[0], copies["cert"])
+    assert shop.nginx.render(shop.intent).revision != first.revision
 
 
 def test_long_names_and_large_pools(directory, service, binary):
