@@ -52,6 +52,7 @@ class Serving:
         self.sights: dict[str, Sight] = {}
         self.files_problem: str | None = None
         self._pending: Undo | None = None
+        self._moves = 0
         self._refused: str | None = None
         self._events = events
         self._step = on_step or (lambda _name: None)
@@ -60,12 +61,12 @@ class Serving:
 
     def look(self, service: str) -> Sight:
         """Ask the service's listener once and remember whether it shows what is intended."""
-        intent = self.intent.services[service]
+        intent, moves = self.intent.services[service], self._moves
         try:
             sight = self._compare(service, intent, self.balancer.observe(service))
         except NotSeen as error:
             sight = Sight(verified=False, detail=str(error), at=time.time())
-        if self.intent.services.get(service) == intent:
+        if self._moves == moves:  # else it may be about what was served before
             self.sights[service] = sight
         return sight
 
@@ -138,6 +139,7 @@ class Serving:
     def move(self, after: Intent, files: Rendered | None) -> None:
         """Serve `after` from now on; the caller verifies. Raises: BalancerError, StateError."""
         before = self.intent
+        self._moves += 1
         if files is not None:
             self._install(before, after, files)
         self._step("commit")
@@ -172,6 +174,7 @@ class Serving:
         self._step("revert")
         with self.mutex:
             self._pending = undo
+            self._moves += 1
             self.intent = self.intent.with_services(undo.services)
             if undo.revision is not None and undo.revision != self.balancer.installed():
                 self.balancer.reinstall(undo.revision)
