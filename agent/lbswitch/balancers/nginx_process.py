@@ -45,7 +45,8 @@ class NginxProcess:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None
-        return pid if pid > 0 and os.fsencode(self._configuration) in command else None
+        is_ours = command.startswith(b"nginx: master process") and os.fsencode(self._configuration) in command
+        return pid if is_ours else None
 
     def is_stopped_on_purpose(self) -> bool:
         """Whether somebody stopped it and nobody started it since."""
@@ -113,13 +114,13 @@ class NginxProcess:
         argv = [program, "-p", str(self._prefix), "-c", str(self._configuration), "-e", str(self._error_log)]
         # A file, not a pipe: the daemon could hold a pipe open. NGINX names sockets to inherit from another nginx.
         environment = {name: value for name, value in os.environ.items() if name != "NGINX"}
-        with tempfile.TemporaryFile() as output:
-            try:
+        try:
+            with tempfile.TemporaryFile() as output:
                 code = self._run(argv, output.fileno(), environment)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise StartFailed(f"{program} could not be run: {error}") from error
-            output.seek(0)
-            words = output.read().decode(errors="replace").strip()
+                output.seek(0)
+                words = output.read().decode(errors="replace").strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise StartFailed(f"{program} could not be run: {error}") from error
         return "" if code == 0 else _emergencies(words) or words or f"exit code {code}"
 
     def _run(self, argv: list[str], output: int, environment: dict[str, str]) -> int:
