@@ -287,8 +287,8 @@ class Serving:
 
     def _service_intent(self, config: Config, name: str) -> ServiceIntent:
         service = config.services[name]
-        known = self.intent.services.get(name)
-        return known or ServiceIntent(Route(service.initial), self.intent.generation, service.weights is not None)
+        intent = self.intent.services.get(name) or ServiceIntent(Route(service.initial), self.intent.generation)
+        return replace(intent, weighted=intent.weighted or service.weights is not None)
 
     def _return_to(self, balancer: Balancer, intent: Intent) -> None:
         """After a failed change of the configuration: what was rendered and committed before."""
