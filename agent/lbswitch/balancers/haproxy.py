@@ -25,7 +25,7 @@ from lbswitch.balancers.haproxy_maps import MapFiles, Maps, StagedFiles, WorkerM
 from lbswitch.balancers.haproxy_process import Process
 from lbswitch.balancers.haproxy_program import Program
 from lbswitch.balancers.haproxy_rendering import Rendering
-from lbswitch.balancers.haproxy_runtime import Runtime, Unanswered
+from lbswitch.balancers.haproxy_runtime import Runtime, Silent, Unanswered
 from lbswitch.balancers.haproxy_servers import Servers
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.stopmark import StopMark
@@ -38,6 +38,7 @@ from lbswitch.ports import Rendered
 _MANY_DRAINING = 5
 _FILES_BESIDE_CONNECTIONS = 200
 _ENDING_S = 0.5
+_HUNG_S = 0.5
 _PAUSE_S = 0.005
 
 
@@ -60,6 +61,9 @@ class HAProxy:
         self._state_socket = Endpoint(path=str(directory / "state.sock"))
         self._stopped = StopMark(directory)
         self._ejected: frozenset[ServerKey] = frozenset()
+        self._brief = Runtime(directory / "master.sock", timeout_s=_HUNG_S)
+        self._draining: tuple[int, ...] = ()
+        self._behind: set[int] = set()
 
     @property
     def reload_is_free(self) -> bool:
@@ -149,17 +153,22 @@ class HAProxy:
         before = self._files.read()
         with self._files.staged(after) as files:
             prepared = self._prepared(after, self._workers(), ())
+            known = [*self._behind, *(update.worker for update in prepared)]
             try:
                 files.apply()
                 self._commit_in(prepared)
-                self._commit_in(self._prepared(after, self._workers(), [update.worker for update in prepared]))
+                self._commit_in(self._prepared(after, self._workers(), known))
             except (OSError, Unanswered) as error:
                 self._return_to(before, files, error)
                 raise
 
     def _workers(self) -> tuple[int, ...]:
         """Every worker that answers requests; none when HAProxy does not run. Raises: Unanswered."""
-        return () if self._process.pid() is None else self._runtime.processes().workers
+        if self._process.pid() is None:
+            return ()
+        processes = self._runtime.processes()
+        self._draining = processes.draining
+        return processes.workers
 
     def _prepared(self, maps: Maps, workers: Collection[int], known: Collection[int]) -> list[WorkerMaps]:
         """Hand the maps to workers; one that ended meanwhile is left out. Raises: Unanswered; then none has them."""
@@ -167,26 +176,42 @@ class HAProxy:
         for pid in workers:
             if pid in known:
                 continue
-            update = WorkerMaps(self._runtime, pid, self._files)
+            update = WorkerMaps(self._runtime_for(pid), pid, self._files)
             updates.append(update)
             try:
                 update.prepare(maps)
-            except Unanswered:
-                if self._has_ended(pid):
+            except Unanswered as error:
+                if self._is_left_behind(pid, error):
                     updates.pop()
                     continue
                 for each in updates:
                     each.discard()
                 raise
+            self._behind.discard(pid)
         return updates
 
     def _commit_in(self, updates: Collection[WorkerMaps]) -> None:
         for update in updates:
             try:
                 update.commit()
-            except Unanswered:
-                if not self._has_ended(update.worker):
+            except Unanswered as error:
+                if not self._is_left_behind(update.worker, error):
                     raise
+
+    def _runtime_for(self, worker: int) -> Runtime:
+        """A draining worker may keep nobody waiting for long."""
+        return self._brief if worker in self._draining else self._runtime
+
+    def _is_left_behind(self, worker: int, error: Unanswered) -> bool:
+        """Whether all others may move without this worker. Raises: Unanswered.
+
+        One that ended serves nobody. One that drains since a reload and hangs serves nobody either, and must not
+        stand in the way of a rollback; it is asked again at the next commit, and `warnings` names it until then.
+        """
+        if isinstance(error, Silent) and worker in self._draining:
+            self._behind.add(worker)
+            return True
+        return self._has_ended(worker)
 
     def _has_ended(self, worker: int) -> bool:
         """Whether it did not answer because it ended; the master may need a moment to notice. Raises: Unanswered."""
@@ -238,8 +263,8 @@ class HAProxy:
     def _eject_from(self, worker: int) -> None:
         try:
             self._servers.eject(worker, self._ejected)
-        except Unanswered:
-            if not self._has_ended(worker):
+        except Unanswered as error:
+            if not self._is_left_behind(worker, error):
                 raise
 
     # -- the process -----------------------------------------------------------------------------------------
@@ -298,7 +323,18 @@ class HAProxy:
 
     def warnings(self) -> list[str]:
         """What works but should be mended."""
-        return [*self._few_files(), *self._readable_keys(), *self._many_workers()]
+        return [*self._few_files(), *self._readable_keys(), *self._many_workers(), *self._hung_workers()]
+
+    def _hung_workers(self) -> Iterator[str]:
+        if not self._behind:
+            return
+        with contextlib.suppress(Unanswered):
+            for pid in self._behind.intersection(self._workers()):
+                yield (
+                    f"HAProxy worker {pid}, which drains since a reload, hangs and missed the last switch: should "
+                    "it wake up, its open connections would go where they went before; look at it, or end it "
+                    f"with kill {pid}"
+                )
 
     def _few_files(self) -> Iterator[str]:
         needed = 2 * self._config.balancer.connections + len(self._binds) + _FILES_BESIDE_CONNECTIONS

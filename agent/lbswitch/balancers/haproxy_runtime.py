@@ -26,6 +26,10 @@ class Unanswered(Exception):
     """The master or a worker can't be reached, does not answer in time, or says no."""
 
 
+class Silent(Unanswered):
+    """There was no answer in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Processes:
     """What `show proc` says: pids, reloads since the start, and failed reloads since the last good one."""
@@ -60,9 +64,10 @@ class Processes:
 class Runtime:
     """The master's socket. One connection a question: nothing is left half-said when a process goes away."""
 
-    def __init__(self, path: Path) -> None:
-        """Remember where; the socket exists while HAProxy runs."""
+    def __init__(self, path: Path, timeout_s: float = _TIMEOUT_S) -> None:
+        """Remember where; the socket exists while HAProxy runs. `timeout_s` is for one answer."""
         self._path = path
+        self._timeout_s = timeout_s
 
     def processes(self) -> Processes:
         """Master and workers. Raises: Unanswered."""
@@ -106,7 +111,7 @@ class Runtime:
                 connection.shutdown(socket.SHUT_WR)
                 answer = self._read(connection, worker)
         except TimeoutError:
-            raise Unanswered(f"no answer on {self._path} within {_TIMEOUT_S:g} s") from None
+            raise Silent(f"no answer on {self._path} within {self._timeout_s:g} s") from None
         except OSError as error:
             raise Unanswered(f"{self._path}: {error.strerror or error}") from error
         if not answer or answer.startswith(_GONE):
@@ -116,7 +121,7 @@ class Runtime:
 
     def _read(self, connection: socket.socket, worker: int | None) -> bytes:
         """Until the connection ends; the master may keep it open when a worker goes away, so that is looked for."""
-        answer, deadline = bytearray(), time.monotonic() + _TIMEOUT_S
+        answer, deadline = bytearray(), time.monotonic() + self._timeout_s
         while not answer.startswith(_GONE):
             try:
                 data = connection.recv(65536)

@@ -141,21 +141,35 @@ def test_a_master_without_its_socket(shop):
 
 
 def test_a_hung_worker(shop):
-    """A draining worker that does not answer would keep its connections on the old color: nobody moves."""
+    """The current worker hangs: nobody moves."""
+    files = open_files(shop.directory)
+    current = shop.processes().current[0]
+    os.kill(current, signal.SIGSTOP)
+    try:
+        with pytest.raises(CommitFailed, match="no answer"):
+            shop.haproxy.commit(shop.after(shop=GREEN), ["shop"])
+    finally:
+        os.kill(current, signal.SIGCONT)
+    assert_as_before(shop, files)
+
+
+def test_a_hung_worker_that_drains_stops_nobody(shop):
+    """A worker from before a reload hangs: the others move, it is named, and it follows when it wakes up."""
     held = shop.connection()
     ask(held, "/", {})
     shop.haproxy.reload()
     draining = shop.processes().draining[0]
-    files = open_files(shop.directory)
     os.kill(draining, signal.SIGSTOP)
     try:
-        with pytest.raises(CommitFailed, match="no answer"):
-            shop.haproxy.commit(shop.after(shop=GREEN), ["shop"])
-        assert shop.app() == "blue"
+        shop.move(shop=GREEN)
+        assert shop.app() == "green"
+        assert f"worker {draining}" in shop.haproxy.warnings()[-1]
     finally:
         os.kill(draining, signal.SIGCONT)
+    shop.move(shop=GREEN)
+    assert not any("hangs" in warning for warning in shop.haproxy.warnings())
+    assert ask(held, "/", {}).headers["X-App"] == "green"
     held.close()
-    assert_as_before(shop, files)
 
 
 def test_a_full_disk(shop):
