@@ -1,5 +1,6 @@
 """A site: two applications, an agent, and a real balancer in front."""
 
+import os
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,8 +19,13 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 FAST = {"interval": "100ms", "timeout": "500ms"}
 
 
+def other_binary(kind: str) -> str | None:
+    """The first of `LBSWITCH_TEST_NGINX` or `LBSWITCH_TEST_HAPROXY`: run these tests with another version."""
+    return os.environ.get(f"LBSWITCH_TEST_{kind.upper()}", "").partition(":")[0] or None
+
+
 def has_balancer(kind: str) -> bool:
-    return bool(shutil.which(kind) or shutil.which(kind, path=_SBIN))
+    return bool(other_binary(kind) or shutil.which(kind) or shutil.which(kind, path=_SBIN))
 
 
 class Site:
@@ -29,8 +35,9 @@ class Site:
         self.kind = kind
         self.blue, self.green = App("blue", "v1"), App("green", "v2")
         self.port = free_port()
+        binary = other_binary(kind)
         self.config: dict[str, Any] = {
-            "balancer": {"kind": kind},
+            "balancer": {"kind": kind, **({"binary": binary} if binary else {})},
             "services": {
                 "shop": {
                     "bind": f"127.0.0.1:{self.port}",
