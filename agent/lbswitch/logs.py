@@ -48,8 +48,9 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line; a traceback, if any, follows on lines of its own."""
         fields = _fields(record)
-        where = f" {fields['service']}" if fields.get("service") else ""
         message = _one_line(str(fields["message"]))
+        service = fields.get("service")
+        where = f" {service}" if service and not message.startswith(f"{service}: ") else ""
         line = f"{_iso(record.created)} {record.levelname.lower():7} {fields['type']}{where}: {message}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 

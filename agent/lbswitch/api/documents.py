@@ -79,7 +79,7 @@ def pool(agent: Agent, name: str, color: Color) -> dict[str, Any]:
                 "last_error": server.last_error,
                 "checks": server.checks,
                 "failed": server.failed,
-                "latency_ms": server.latency_ms,
+                "latency_ms": None if server.latency_ms is None else round(server.latency_ms, 3),
             }
             for server in health.servers
         ],

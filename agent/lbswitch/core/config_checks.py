@@ -190,19 +190,19 @@ def _sizes(agent: AgentConfig, balancer: BalancerConfig, services: Mapping[str, 
 
 def notes(config: Config) -> list[str]:
     """Plain sentences: settings that this version checks but does not act on yet, and what is probably a mistake."""
-    found = [
-        f"{setting} is checked but not acted on by this version ({_listed(names)})"
-        for setting, names in _not_acted_on(config).items()
-    ]
-    return [*found, *_shared_servers(config)]
+    return [*_not_acted_on(config), *_shared_servers(config)]
 
 
-def _not_acted_on(config: Config) -> dict[str, list[str]]:
-    by_setting = {
-        setting: [name for name, service in config.services.items() if getattr(service, setting) is not None]
-        for setting in ("bake", "criteria", "policy")
-    }
-    return {setting: names for setting, names in by_setting.items() if names}
+def _not_acted_on(config: Config) -> Iterator[str]:
+    settings = {name: _later_settings(service) for name, service in config.services.items()}
+    services = [name for name, found in settings.items() if found]
+    if services:
+        names = sorted({setting for found in settings.values() for setting in found})
+        yield f"checked but not acted on by this version: {', '.join(names)} (of {_listed(services)})"
+
+
+def _later_settings(service: ServiceConfig) -> list[str]:
+    return [setting for setting in ("bake", "criteria", "policy") if getattr(service, setting) is not None]
 
 
 def _shared_servers(config: Config) -> Iterator[str]:
