@@ -198,7 +198,10 @@ class Automatic:
         before = self._serving.intent.ejected
         others = {key for key in before if key.service in self._config.services and key.service not in services}
         wanted = frozenset(others.union(*(self._failing(service) for service in services)))
-        if wanted == before or time.monotonic() < self._next_ejection:
+        if wanted == before:
+            return
+        self._ailing.update(key.service for key in wanted ^ before)  # until it is done, whatever comes between
+        if time.monotonic() < self._next_ejection:
             return
         self._next_ejection = time.monotonic() + _BETWEEN_RELOADS_S
         await self._in_thread(self._serving.set_ejected, wanted)
