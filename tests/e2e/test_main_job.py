@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Site
 from tests.support.load import Load
+from tests.support.ports import free_port
 from tests.support.wait import wait_until
 
 MakeSite = Callable[..., Site]
@@ -297,3 +299,32 @@ def test_the_balancer_is_nobodys_child(site: Site) -> None:
     agent = site.agent.pid
     for process in site.agent.balancer_processes():
         assert agent not in [parent.pid for parent in process.parents()]
+
+
+def test_the_tcp_address_serves_the_same(make_site: MakeSite) -> None:
+    """`agent.listen` and `--url`: the same commands over loopback TCP; the history says where from."""
+    site = make_site(start=False)
+    port = free_port()
+    site.config["agent"] = {"listen": f"127.0.0.1:{port}"}
+    site.agent.write_config(site.config)
+    site.agent.start()
+    url = f"http://127.0.0.1:{port}"
+    said = site.agent.lbswitch("green", "--url", url, "--json")
+    assert (said.code, said.output["state"], said.output["actor"]) == (0, "done", "127.0.0.1")
+    assert site.agent.lbswitch("status", "--url", url, "--json").output["services"]["shop"]["live"] == "green"
+
+
+def test_a_signal_to_reload_and_a_signal_to_stop(site: Site) -> None:
+    """SIGHUP reads the configuration again; SIGTERM in the middle of a switch completes it."""
+    psutil.Process(site.agent.pid).send_signal(signal.SIGHUP)
+    wait_until(lambda: "was read again" in site.agent.log(), "read again")
+    site.until_known()
+    asking = threading.Thread(target=lambda: site.agent.http("POST", "/v1/services/shop/switch", {"to": "green"}))
+    asking.start()
+    site.agent.stop()
+    asking.join(timeout=30)
+    site.agent.start()
+    live = site.status()["live"]
+    assert site.app() == live
+    states = {entry["state"] for entry in site.agent.lbswitch("history", "--json").output["operations"]}
+    assert states <= {"done"}

@@ -72,7 +72,7 @@ async def running(directory: Path) -> AsyncIterator[Client]:
     agent = Agent(directory / "none.yaml", store, serving, switcher, monitor, events, lambda _path: (config, balancer))
     await agent.start()
     transport = httpx.ASGITransport(create_app(agent), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://lbswitch") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         yield Client(http, agent, monitor, balancer)
     await agent.close()
     store.close()
@@ -249,6 +249,19 @@ def test_probes_metrics_and_description(through) -> None:
         assert 'lbswitch_share_percent{color="green",service="shop"} 100.0' in metrics
         assert 'lbswitch_operations_total{kind="switch",service="shop",state="done"} 1.0' in metrics
         assert SWITCH.replace("shop", "{name}") in (await client.get("/openapi.json"))[1]["paths"]
+
+    through(story)
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Host": "evil.example:9180"}])
+def test_web_pages_are_not_answered(through, headers: dict[str, str]) -> None:
+    """Neither by their Origin nor under a name that resolves to this host."""
+
+    async def story(client: Client) -> None:
+        answer = await client.http.post("/v1/services/shop/rollback", headers=headers)
+        assert (answer.status_code, answer.json()["exit_code"]) == (403, 8)
+        for host in ("localhost:9180", "[::1]:9180", "127.0.0.1"):
+            assert (await client.http.get("/healthz", headers={"Host": host})).status_code == 200
 
     through(story)
 

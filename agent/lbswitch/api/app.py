@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from lbswitch import __version__
 from lbswitch.agent import Agent
 from lbswitch.api import documents, problems
+from lbswitch.api.browsers import NoBrowsers
 from lbswitch.api.metrics import Metrics
 from lbswitch.api.schemas import EmptyBody, ReasonBody, RollbackBody, SwitchBody, SwitchManyBody
 from lbswitch.core.model import Color, Kind
@@ -41,6 +42,7 @@ def create_app(agent: Agent) -> FastAPI:
     """The API of one agent."""
     app = FastAPI(title="lbswitch", version=__version__, docs_url=None, redoc_url=None)
     problems.install(app)
+    app.add_middleware(NoBrowsers)
     _add_probes(app, agent)
     _add_reading(app, agent)
     _add_operations(app, agent, Answers(agent))
