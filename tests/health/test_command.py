@@ -41,10 +41,6 @@ def is_running(pid: str) -> bool:
         return False
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
-
-
 @pytest.mark.parametrize(
     ("argv", "detail"),
     [
@@ -60,10 +56,10 @@ def children() -> list[psutil.Process]:
     ],
 )
 @asynchronous
-async def test_details(argv, detail):
+async def test_details(argv, detail, new_children):
     """0 passes; the first line of the output is told, without what a terminal would act on."""
     assert await checked(*argv) == detail
-    assert not children()
+    assert not new_children()
 
 
 @pytest.mark.parametrize(
@@ -95,13 +91,13 @@ async def test_no_input():
 
 
 @asynchronous
-async def test_timeout_kills_the_group(tmp_path):
+async def test_timeout_kills_the_group(tmp_path, new_children):
     """A command that hangs is ended together with its children, and reaped."""
     pids = tmp_path / "pids"
     script = f"sleep 1000 & echo $! > {pids}; echo $$ >> {pids}; wait"
     assert await checked("/bin/sh", "-c", script, timeout=0.3) == "- timeout after 300ms"
     wait_until(lambda: not any(is_running(pid) for pid in pids.read_text().split()), "both are gone")
-    assert not children()
+    assert not new_children()
 
 
 @asynchronous
@@ -134,16 +130,16 @@ async def test_endless_output():
 
 
 @asynchronous
-async def test_cancelled():
+async def test_cancelled(new_children):
     """A check that is cancelled ends its command."""
     task = asyncio.create_task(prober("/bin/sleep", "1000").check())
     async with asyncio.timeout(10):
-        while not children():
+        while not new_children():
             await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not children()
+    assert not new_children()
 
 
 @asynchronous
@@ -185,11 +181,11 @@ async def test_out_of_descriptors():
 
 
 @asynchronous
-async def test_blocked_loop():
+async def test_blocked_loop(new_children):
     """A command that ended while the event loop stood still did not time out."""
     task = asyncio.create_task(checked("/bin/echo", "fine", timeout=0.2))
     async with asyncio.timeout(10):
-        while not children():
+        while not new_children():
             await asyncio.sleep(0)
     time.sleep(0.5)
     assert await task == "+ fine"

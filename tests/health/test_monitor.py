@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from lbswitch.core.config import ServiceConfig
@@ -216,7 +215,7 @@ async def test_update_before_start_and_after_stop():
 
 
 @asynchronous
-async def test_stop_ends_commands(tmp_path):
+async def test_stop_ends_commands(tmp_path, new_children):
     """Stopping ends a command that runs, and leaves no task and no process."""
     started = tmp_path / "started"
     script = f"touch {started}; sleep 1000"
@@ -225,7 +224,7 @@ async def test_stop_ends_commands(tmp_path):
     await monitor.start()
     await until(started.exists)
     await monitor.stop()
-    assert not psutil.Process().children(recursive=True)
+    assert not new_children()
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
