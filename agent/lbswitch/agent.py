@@ -13,7 +13,7 @@ from typing import Any
 from lbswitch.automatic import Automatic, HealthMonitor
 from lbswitch.core.config import Config
 from lbswitch.core.model import Intent, Operation, Route, ServiceIntent
-from lbswitch.errors import UnknownService
+from lbswitch.errors import Busy, UnknownService
 from lbswitch.events import Events
 from lbswitch.ports import Balancer, Store
 from lbswitch.serving import Serving
@@ -44,6 +44,7 @@ class Agent:
         self.started_at = time.time()
         self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch")
         self._stopping = asyncio.Event()
+        self._operations: set[asyncio.Future[Any]] = set()
         self.automatic = Automatic(serving, switcher, store, monitor, events, self.in_thread)
         self.upkeep = Upkeep(
             config_path, serving, switcher, store, events, load, self._reconfigured, self.in_thread
@@ -57,12 +58,14 @@ class Agent:
     async def start(self) -> None:
         """Begin to check, end what a crash left open, make the balancer serve what is intended, and look."""
         await self.monitor.start()
-        recovered = await self.in_thread(self.switcher.recover)
-        intent = self._first_intent(recovered)
+        recoveries = await self.in_thread(self.switcher.recover)
+        intent = self._first_intent({each.service: each.serves for each in recoveries})
         for difference in await self.in_thread(self.serving.start, intent):
             self.events.emit("differed", difference, level="warning")
         if self.serving.files_problem:
             self.events.emit("files-refused", self.serving.files_problem, level="error")
+        await self.in_thread(self.switcher.conclude, recoveries)
+        intent = self.serving.intent
         self.store.save_services(intent.services, intent.generation)
         self.automatic.remember()
 
@@ -108,26 +111,38 @@ class Agent:
 
     async def operate(self, request: Request) -> list[Operation]:
         """Carry out a request. Raises what `Switcher.run` raises."""
+        if self._stopping.is_set():
+            raise Busy("the agent is stopping; nothing was changed, ask the next one")
+        running = asyncio.ensure_future(self.in_thread(self.switcher.run, request))
+        self._operations.add(running)
+        running.add_done_callback(self._operations.discard)
         try:
-            operations: list[Operation] = await self.in_thread(self.switcher.run, request)
+            operations: list[Operation] = await asyncio.shield(running)
         finally:
             self.automatic.mark(*request.services)
         return operations
 
+    async def finish_operations(self) -> None:
+        """Wait for what people and programs asked for; every operation has its own deadlines."""
+        await asyncio.gather(*self._operations, return_exceptions=True)
+
     async def freeze(self, service: str, reason: str) -> None:
         """Latch a service: no automatic switch, and none by hand but a rollback, until `release`."""
         self._known(service)
+        before = self.store.frozen().get(service)
+        if before is not None:
+            reason = f"{reason}; before that: {before}"
         await self.in_thread(self.store.freeze, service, reason)
         self.events.emit("frozen", reason, service, "warning")
         self.automatic.mark(service)
 
-    async def release(self, service: str) -> bool:
+    async def release(self, service: str, actor: str) -> bool:
         """End a freeze, and forget the automatic switches that led to it; False when there was none."""
         self._known(service)
         released = bool(await self.in_thread(self.store.release, service, time.time()))
         if released:
             self.automatic.forget(service)
-            self.events.emit("released", "the freeze is over", service)
+            self.events.emit("released", f"the freeze is over (released by {actor})", service)
         self.automatic.mark(service)
         return released
 

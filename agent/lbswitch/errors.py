@@ -12,13 +12,13 @@
     ├── NotAllowed           8 / 403
     ├── StateError           1 / 500   the state directory: not writable, full, newer, in use
     └── BalancerError        4 / 500   nginx or HAProxy did not do what was asked
-        ├── BalancerMissing            not installed
-        ├── BalancerTooOld             lacks what the configuration uses
-        ├── RenderFailed               a template error
-        ├── CheckFailed                the balancer's own checker said no
+        ├── BalancerMissing  2 / 500   not installed
+        ├── BalancerTooOld   2 / 500   lacks what the configuration uses
+        ├── RenderFailed     2 / 500   a template error
+        ├── CheckFailed      2 / 500   the balancer's own checker said no
         ├── ReloadFailed
         ├── CommitFailed               the pointer or the maps could not be moved
-        ├── StartFailed
+        ├── StartFailed      1 / 500
         └── NotSeen                    the service's own listener does not show the new generation
 
 The first number is the exit code of the command line, the second the HTTP status. The top level reads them from
@@ -160,25 +160,29 @@ class BalancerError(LbswitchError):
 class BalancerMissing(BalancerError):
     """The balancer's program is not on this host."""
 
+    exit_code = 2
     slug = "balancer-missing"
 
 
 class BalancerTooOld(BalancerError):
     """The balancer lacks a feature that the configuration uses."""
 
+    exit_code = 2
     slug = "balancer-too-old"
 
 
 class RenderFailed(BalancerError):
-    """A template could not be rendered."""
+    """A template could not be rendered. An operation that meets it ends with 4."""
 
+    exit_code = 2
     slug = "render"
     title = "Template error"
 
 
 class CheckFailed(BalancerError):
-    """The balancer's own checker refused the rendered configuration."""
+    """The balancer's own checker refused the rendered configuration. An operation that meets it ends with 4."""
 
+    exit_code = 2
     slug = "check"
     title = "Configuration check failed"
 
@@ -198,6 +202,7 @@ class CommitFailed(BalancerError):
 class StartFailed(BalancerError):
     """The balancer could not be started or stopped."""
 
+    exit_code = 1
     slug = "start"
 
 

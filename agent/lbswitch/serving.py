@@ -198,7 +198,9 @@ class Serving:
     def start(self, intent: Intent) -> list[str]:
         """Make disk and balancer agree with `intent`, start the balancer if it is down, and look.
 
-        Gives what differed, in sentences. A configuration that can't be rendered or is refused by the checker is
+        One that was stopped on purpose stays stopped. Gives what differed, in sentences.
+
+        A configuration that can't be rendered or is refused by the checker is
         reported in `files_problem` while what is installed goes on serving. Raises: BalancerError, StateError when
         there is nothing to go on with.
         """
@@ -215,6 +217,9 @@ class Serving:
             if files is not None:
                 self.balancer.install(files)
             if not self.balancer.is_running():
+                if self.balancer.is_stopped_on_purpose():
+                    differences.append(self.stopped())
+                    return differences
                 self.balancer.start()
                 self._events.emit("balancer-started", f"{self.config.balancer.kind} {self.balancer.version()} started")
             elif files is not None or not self._runs_what_is_installed():
@@ -226,6 +231,10 @@ class Serving:
             except NotSeen as error:
                 differences.append(str(error))
             return differences
+
+    def stopped(self) -> str:
+        """The sentence for a balancer that a person stopped."""
+        return f"{self.config.balancer.kind} was stopped with lbswitch balancer stop; lbswitch balancer start starts it"
 
     def _differences(self, intent: Intent) -> list[str]:
         on_disk = self.balancer.committed()

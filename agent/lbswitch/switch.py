@@ -6,6 +6,7 @@ revert (`recover`). The steps carry the names in `STEPS`, so that a test can sto
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ STEPS = (
     "gates", "render", "check", "intent", "prepare", "install", "reload", "commit", "verify", "done", "revert",
 )  # fmt: skip
 _WAIT_FOR_HEALTH_S = 3.0
+_LEVELS = {OperationState.DONE: "info", OperationState.ALREADY: "info", OperationState.REFUSED: "warning"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,25 @@ class _Move:
     @property
     def service(self) -> str:
         return self.operation.service
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What becomes of one operation that a crash left open: finished, or reverted, and why."""
+
+    open: OpenOperation
+    finish: bool
+    why: str
+
+    @property
+    def service(self) -> str:
+        """The service it is about."""
+        return self.open.operation.service
+
+    @property
+    def serves(self) -> ServiceIntent:
+        """What the service serves from now on."""
+        return self.open.after if self.finish else self.open.before
 
 
 class _Stopwatch:
@@ -168,8 +189,7 @@ class Switcher:
                     f"{service}: expected {request.expect} to be live, but {before.route} is (generation "
                     f"{before.generation}); nothing was changed"
                 )
-            source = target if route == before.route else target.other
-            moves.append(_Move(replace(draft, source=source), before, route))
+            moves.append(_Move(_directed(draft, before.route, route), before, route))
         return moves, settled
 
     def _draft(self, request: Request, service: str, before: ServiceIntent) -> Operation:
@@ -213,6 +233,9 @@ class Switcher:
 
     def _refusal(self, request: Request, move: _Move) -> Gate | None:
         """The first gate that says no; `force` passes freeze and health, and the operation says so."""
+        down = self._balancer_gate()
+        if down is not None:
+            return down
         for gate in (self._freeze_gate(request, move), self._health_gate(move)):
             if gate is None:
                 continue
@@ -221,11 +244,19 @@ class Switcher:
             move.notes.append(f"forced past {gate.name}: {gate.message}")
         return None
 
+    def _balancer_gate(self) -> Gate | None:
+        """Nothing can be seen at a balancer that does not run; no force helps."""
+        balancer = self._serving.balancer
+        if balancer.is_running():
+            return None
+        why = self._serving.stopped() if balancer.is_stopped_on_purpose() else "the agent is about to start it again"
+        return Gate("balancer", f"the balancer is not running: {why}")
+
     def _freeze_gate(self, request: Request, move: _Move) -> Gate | None:
         reason = self._store.frozen().get(move.service)
         if reason is None or request.kind is Kind.ROLLBACK:
             return None
-        return Gate("freeze", f"{move.service} is frozen: {reason}; lbswitch release ends that")
+        return Gate("freeze", f"{move.service} is frozen: {reason}; lbswitch release -s {move.service} ends that")
 
     def _health_gate(self, move: _Move) -> Gate | None:
         """The color that gains traffic must be healthy; one that is not known yet gets a moment to show it."""
@@ -399,31 +430,43 @@ class Switcher:
             str(operation.kind),
             describe(operation),
             operation.service,
-            "info" if operation.state in (OperationState.DONE, OperationState.ALREADY) else "error",
+            _LEVELS.get(operation.state, "error"),
             operation=operation.to_json(),
         )
 
     # -- after a crash ---------------------------------------------------------------------------------------
 
-    def recover(self) -> dict[str, ServiceIntent]:
-        """End the operations that a crash left open; gives what those services serve now.
+    def recover(self) -> list[Recovery]:
+        """What to do about the operations that a crash left open, and what their services serve until then.
 
         One that had moved the pointer is finished if its target is healthy, all others are reverted: starting the agent
-        never moves traffic to a color that did not have it. Called before `Serving.start`, which acts on the result.
+        never moves traffic to a color that did not have it. `Serving.start` acts on the result, and `conclude` ends
+        the operations when it was seen; until then they stay open, for the next agent if this one dies too.
         """
         on_disk = self._serving.balancer.committed()
-        result: dict[str, ServiceIntent] = {}
+        recoveries = []
         for open_operation in self._store.unfinished():
             service = open_operation.operation.service
             if service not in self._serving.config.services:
-                self._close(open_operation, finished=False, why="the service is no longer configured")
+                self._close(Recovery(open_operation, finish=False, why="the service is no longer configured"))
                 continue
             found = None if on_disk is None else on_disk.services.get(service)
             had_moved = found is not None and found.generation == open_operation.after.generation
-            finished, why = self._is_to_be_finished(open_operation, had_moved=had_moved)
-            result[service] = open_operation.after if finished else open_operation.before
-            self._close(open_operation, finished=finished, why=why)
-        return result
+            finish, why = self._is_to_be_finished(open_operation, had_moved=had_moved)
+            recoveries.append(Recovery(open_operation, finish, why))
+        return recoveries
+
+    def conclude(self, recoveries: Sequence[Recovery]) -> None:
+        """End recovered operations; one that was to be finished but is not seen at the listener is put back."""
+        for recovery in recoveries:
+            sight = self._serving.sights.get(recovery.service)
+            if recovery.finish and (sight is None or not sight.verified):
+                detail = sight.detail if sight is not None else "the balancer is not running"
+                why = f"{recovery.why}, but it is not seen: {detail}; back to {recovery.open.before.route}"
+                recovery = Recovery(recovery.open, finish=False, why=why)
+                with contextlib.suppress(LbswitchError):  # said by `look` and tried again by `settle`
+                    self._serving.put_back(Undo({recovery.service: recovery.open.before}, None))
+            self._close(recovery)
 
     def _is_to_be_finished(self, open_operation: OpenOperation, *, had_moved: bool) -> tuple[bool, str]:
         if not had_moved:
@@ -434,14 +477,14 @@ class Switcher:
             return True, f"the agent ended after traffic had moved to {after}, which is healthy"
         return False, f"the agent ended after traffic had moved, and {gate.message}; back to {before}"
 
-    def _close(self, open_operation: OpenOperation, *, finished: bool, why: str) -> None:
-        state = OperationState.DONE if finished else OperationState.REVERTED
-        operation = replace(open_operation.operation, notes=(*open_operation.operation.notes, why))
-        if not finished:
-            operation = replace(operation, generation=open_operation.before.generation, error=why)
+    def _close(self, recovery: Recovery) -> None:
+        operation = recovery.open.operation
+        state = OperationState.DONE if recovery.finish else OperationState.REVERTED
+        operation = replace(operation, notes=(*operation.notes, recovery.why))
+        if not recovery.finish:
+            operation = replace(operation, generation=recovery.open.before.generation, error=recovery.why)
         ended = self._end(operation, state)
-        serves = open_operation.after if finished else open_operation.before
-        self._store.finish([ended], {operation.service: serves})
+        self._store.finish([ended], {operation.service: recovery.serves})
         self._tell(ended)
 
 
@@ -450,6 +493,8 @@ def describe(operation: Operation) -> str:
     what = f"{operation.service}: {operation.kind} {operation.source} -> {operation.target}"
     share = "" if operation.weight == 100 else f" {operation.weight}%"
     why = f" because {operation.reason}" if operation.reason else ""
+    if operation.state is OperationState.DONE and operation.timings.total == 0:
+        return f"{what}{share} done, {'; '.join(operation.notes)}"
     if operation.state is OperationState.DONE:
         return f"{what}{share} done in {operation.timings.total:.1f} ms, generation {operation.generation}{why}"
     if operation.state is OperationState.ALREADY:
@@ -464,6 +509,13 @@ def _kind(request: Request, before: Route, after: Route) -> Kind:
         return request.kind
     only_shares = after.is_split or (before.is_split and before.live is after.live)
     return Kind.WEIGHT if only_shares else Kind.SWITCH
+
+
+def _directed(draft: Operation, before: Route, after: Route) -> Operation:
+    """`from`, `to` and `weight` as the traffic moves: `to` gains, and has `weight` percent afterwards."""
+    gaining = _gaining(before, after) or after.live
+    source = gaining if before == after else gaining.other
+    return replace(draft, source=source, target=gaining, weight=after.share(gaining))
 
 
 def _gaining(before: Route, after: Route) -> Color | None:

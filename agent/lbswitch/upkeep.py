@@ -16,7 +16,9 @@ from lbswitch.serving import Serving
 from lbswitch.switch import Switcher
 
 _EVERY_S = 1.0
-_LOOK_EVERY_S = 10.0
+_LOOK_EVERY_S = 3.0
+_LOOKS_AT_ONCE = 10
+_RETRY_S = 5.0
 _LOOK_PAUSE_S = 0.1
 _MOST_BACKOFF_S = 30.0
 
@@ -37,6 +39,8 @@ class Upkeep:
     ) -> None:
         """`load` reads the configuration file and makes the balancer for it."""
         self.config_error: str | None = None
+        self.balancer_is_down = False
+        self._retry_at: float | None = None
         self._path = config_path
         self._serving = serving
         self._switcher = switcher
@@ -55,13 +59,15 @@ class Upkeep:
             await asyncio.sleep(_EVERY_S)
             await self._events.guard("looking after the balancer", self._in_thread(self._look_after_balancer))
             await self._events.guard("applying changes", self._look_at_files())
+            await self._events.guard("looking again", self._look_at_doubtful())
             await self._in_thread(self._switcher.record_late)
 
     def _look_after_balancer(self) -> None:
         if self._serving.settle():
             self._events.emit("settled", "what was served before a failed switch is served again", level="warning")
         balancer = self._serving.balancer
-        if balancer.is_running() or balancer.is_stopped_on_purpose():
+        self.balancer_is_down = not balancer.is_running()
+        if not self.balancer_is_down or balancer.is_stopped_on_purpose():
             self._revive_pause_s = _EVERY_S
         elif time.monotonic() >= self._revive_at:
             self._revive_at = time.monotonic() + self._revive_pause_s
@@ -71,14 +77,17 @@ class Upkeep:
 
     async def _look_at_files(self) -> None:
         stamp = _stamp(self._path)
-        if stamp != self._seen:
+        if stamp != self._seen or (self._retry_at is not None and time.monotonic() > self._retry_at):
             self._seen = stamp
             await self.reload_configuration()
         elif await self._in_thread(self._serving.refresh):
             self._events.emit("templates-applied", "changed templates were rendered, checked and applied")
 
     async def reload_configuration(self) -> None:
-        """Read the file again and serve what it says; an invalid one is reported and changes nothing."""
+        """Read the file again and serve what it says; an invalid one is reported and changes nothing.
+
+        One that is valid but could not be served (a port that somebody else holds) is tried again and again.
+        """
         try:
             config, balancer = await self._in_thread(self._load, self._path)
             _refuse_what_needs_a_restart(self._serving.config, config)
@@ -87,9 +96,11 @@ class Upkeep:
             await self._in_thread(self._store.save_services, intent.services, intent.generation)
         except LbswitchError as error:
             self.config_error = str(error)
-            self._events.emit("configuration-refused", f"{error}; the running configuration stays", level="error")
+            self._retry_at = None if isinstance(error, ConfigError) else time.monotonic() + _RETRY_S
+            self._events.once("configuration", "configuration-refused", f"{error}; the running configuration stays")
             return
-        self.config_error = None
+        self.config_error = self._retry_at = None
+        self._events.over("configuration")
         self._reconfigured(config)
         how = "with a reload" if reloaded else "without a reload"
         self._events.emit("configuration-applied", f"{self._path} was read again and applied {how}")
@@ -102,6 +113,14 @@ class Upkeep:
                 await asyncio.sleep(max(_LOOK_PAUSE_S, _LOOK_EVERY_S / len(services)))
                 if service in self._serving.config.services and self._switcher.holder(service) is None:
                     await self._events.guard(f"looking at {service}", self._look_at(service))
+
+    async def _look_at_doubtful(self) -> None:
+        """What was not verified is looked at every second, so that the status does not lag behind."""
+        sights = self._serving.sights
+        doubtful = [name for name in self._serving.config.services if name in sights and not sights[name].verified]
+        for service in doubtful[:_LOOKS_AT_ONCE]:
+            if self._switcher.holder(service) is None:
+                await self._look_at(service)
 
     async def _look_at(self, service: str) -> None:
         before = self._serving.sights.get(service)

@@ -22,7 +22,7 @@ from lbswitch.core.config_text import notes
 from lbswitch.core.health import ServerHealth
 from lbswitch.core.model import ServerKey
 from lbswitch.core.values import parse_endpoint
-from lbswitch.errors import StateError
+from lbswitch.errors import NotAllowed, StateError
 from lbswitch.events import Events
 from lbswitch.health.monitor import HealthMonitor
 from lbswitch.ports import Balancer
@@ -55,7 +55,8 @@ def state_directory(path: Path) -> Iterator[None]:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
         lock = (path / "agent.lock").open("a+")
     except OSError as error:
-        raise StateError(
+        kind = NotAllowed if isinstance(error, PermissionError) else StateError
+        raise kind(
             f"agent.state_dir {path}: {error.strerror}: traffic is untouched; let the agent's user write there, or set "
             "agent.state_dir to a directory of its own"
         ) from error
@@ -141,10 +142,12 @@ async def _live(agent: Agent, listeners: list[socket.socket]) -> None:
     try:
         await agent.start()
         serving = asyncio.create_task(server.serve())
-        agent.events.emit("ready", f"serving {len(agent.config.services)} services on {agent.config.balancer.kind}")
+        count = len(agent.config.services)
+        agent.events.emit("ready", f"serving {count} service{'s' * (count != 1)} on {agent.config.balancer.kind}")
         sdnotify.notify("READY=1")
         await agent.run()
         sdnotify.notify("STOPPING=1")
+        await agent.finish_operations()
         server.stop()
         await serving
         agent.events.emit("stopped", "the balancer goes on serving without the agent")

@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.conftest import Site
 from tests.support.agent import Agent
+from tests.support.ports import free_port
 from tests.support.wait import wait_until
 
 MakeSite = Callable[..., Site]
@@ -182,3 +183,45 @@ def test_a_state_directory_that_is_gone_is_read_from_the_pointer(site: Site) -> 
     site.agent.start()
     assert site.status()["live"] == "green"
     assert site.app() == "green"
+
+
+def test_a_file_where_the_socket_should_be_is_left_alone(make_site: MakeSite) -> None:
+    """Whatever `agent.socket` names, only a socket is ever replaced or removed."""
+    site = make_site(start=False)
+    precious = site.agent.directory / "precious"
+    precious.write_text("keep me")
+    site.config["agent"] = {"socket": str(precious)}
+    site.agent.write_config(site.config)
+    code, said = run_agent(site.agent)
+    assert code == 1
+    assert "is no socket" in said
+    assert precious.read_text() == "keep me"
+
+
+def test_a_balancer_stopped_on_purpose_stays_stopped(site: Site) -> None:
+    """Also when the agent is killed and started; a switch is refused at once; `balancer start` ends that."""
+    assert site.agent.lbswitch("balancer", "stop").code == 0
+    refused = site.agent.lbswitch("green", "--json")
+    assert (refused.code, refused.output["gate"]["name"]) == (3, "balancer")
+    site.agent.kill()
+    site.agent.start()
+    assert site.agent.balancer_processes() == []
+    assert not site.status()["verified"]
+    assert site.agent.lbswitch("balancer", "start").code == 0
+    wait_until(lambda: site.status()["verified"], "verified again")
+    assert site.agent.lbswitch("green").code == 0
+
+
+def test_a_configuration_is_tried_again_when_its_port_is_free(site: Site) -> None:
+    """A bind that somebody else holds is refused, and taken up by itself when it is free."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        site.config["services"]["shop"]["bind"] = f"127.0.0.1:{port}"
+        site.agent.write_config(site.config)
+        wait_until(
+            lambda: str(port) in (site.agent.http("GET", "/v1/services")[1]["agent"]["config"]["error"] or ""), "said"
+        )
+        assert site.app() == "blue"
+    site.port = port
+    wait_until(lambda: site.app() == "blue", "the new port serves")
+    wait_until(lambda: site.agent.http("GET", "/v1/services")[1]["agent"]["config"]["valid"], "and all is well")

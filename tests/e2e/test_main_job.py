@@ -166,7 +166,7 @@ def test_a_template_that_renders_nonsense_stops_a_switch(make_site: MakeSite, ki
     assert site.app() == "blue"
     assert files_under(site.agent.state_dir) == before
     wait_until(lambda: not about(site)["config"]["valid"], "the status says so")
-    assert "nonsense_directive" in about(site)["config"]["error"]
+    assert "nonsense_directive" in about(site)["config"]["files_error"]
     template.write_text(good)
     assert site.agent.lbswitch("green").code == 0
     assert site.app() == "green"

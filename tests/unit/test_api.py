@@ -186,6 +186,9 @@ def test_unknown_things_are_404_and_malformed_json_is_422(through) -> None:
         assert (await client.get("/v1/operations/999"))[0] == 404
         assert (await client.get(f"/v1/operations/{2**70}"))[0] == 404
         assert (await client.get("/nowhere"))[0] == 404
+        assert (await client.get("/v1/history?service=removed"))[1]["operations"] == []
+        untyped = await client.http.post(SWITCH, content=b'{"to": "green"}')
+        assert "Content-Type" in untyped.json()["detail"]
         malformed = await client.http.post(SWITCH, content=b"{", headers={"content-type": "application/json"})
         assert malformed.status_code == 422
 

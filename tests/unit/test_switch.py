@@ -252,6 +252,46 @@ def test_an_unknown_service_names_the_known_ones(desk: Desk) -> None:
         desk.run(GREEN, services=("shp",))
 
 
+def test_a_recovered_switch_that_is_not_seen_is_put_back(desk: Desk) -> None:
+    """Moved on disk by an agent that died, but the listener does not show it: reverted, not believed."""
+
+    def die(name: str) -> None:
+        if name == "done":
+            raise Killed
+
+    with pytest.raises(Killed):
+        Switcher(desk.serving, desk.store, desk.health, desk.events, on_step=die).run(
+            Request(Kind.SWITCH, ("shop",), to=GREEN, actor="test")
+        )
+    restarted = Serving(desk.config, desk.balancer, desk.events)
+    switcher = Switcher(restarted, desk.store, desk.health, desk.events)
+    recoveries = switcher.recover()
+    assert [(recovery.finish, recovery.serves.route) for recovery in recoveries] == [(True, Route(GREEN))]
+    desk.balancer.serves, desk.balancer.deaf = Intent(desk.store.services(), 1), True
+    restarted.start(Intent({**desk.store.services(), "shop": recoveries[0].serves}, desk.store.generation()))
+    switcher.conclude(recoveries)
+    assert desk.store.history(1)[0].state == "reverted"
+    assert "not seen" in desk.store.history(1)[0].error
+    assert desk.balancer.on_disk.services["shop"].route == desk.store.services()["shop"].route == Route(BLUE)
+
+
+def test_a_balancer_that_is_down_is_a_gate(desk: Desk) -> None:
+    """Refused at once, also with force: nothing could be seen."""
+    desk.balancer.running = False
+    for force in (False, True):
+        refused = desk.one(GREEN, force=force)
+        assert (refused.state, refused.gate.name) == ("refused", "balancer")
+
+
+def test_from_and_to_say_how_traffic_moves(desk: Desk) -> None:
+    """`to` is the color that gains, `weight` its share afterwards, whichever color was named."""
+    desk.one(GREEN)
+    less = desk.one(GREEN, weight=30)
+    assert (less.source, less.target, less.weight, less.kind) == (GREEN, BLUE, 70, "weight")
+    none = desk.one(GREEN, weight=0)
+    assert (none.source, none.target, none.weight, none.kind) == (GREEN, BLUE, 100, "switch")
+
+
 class Killed(BaseException):
     """The process is gone: nothing after this runs."""
 
@@ -275,8 +315,11 @@ def test_recovery_after_dying_at_any_step(desk: Desk, step: str, sick: bool) -> 
         desk.health.sick["shop", GREEN] = "down"
     moved = desk.balancer.on_disk.services["shop"].route != Route(BLUE)
     restarted = Serving(desk.config, desk.balancer, desk.events)
-    recovered = Switcher(restarted, desk.store, desk.health, desk.events).recover()
-    restarted.start(Intent({**desk.store.services(), **recovered}, desk.store.generation()))
+    switcher = Switcher(restarted, desk.store, desk.health, desk.events)
+    recoveries = switcher.recover()
+    serves = {recovery.service: recovery.serves for recovery in recoveries}
+    restarted.start(Intent({**desk.store.services(), **serves}, desk.store.generation()))
+    switcher.conclude(recoveries)
     assert not desk.store.unfinished()
     expected = Route(BLUE, 90) if moved and not sick else Route(BLUE)
     for facts in (restarted.intent.services, desk.store.services(), desk.balancer.serves.services):

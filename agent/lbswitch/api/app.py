@@ -133,7 +133,7 @@ def _add_reading(app: FastAPI, agent: Agent) -> None:
     @app.get("/v1/history", responses=_only(404, 422))
     async def history(limit: Annotated[int, Query(ge=1, le=10_000)] = 20, service: str | None = None) -> dict[str, Any]:
         """Operations, the newest first."""
-        found = await agent.in_thread(agent.store.history, limit, service and _known(agent, service))
+        found = await agent.in_thread(agent.store.history, limit, service)
         return {"operations": [operation.to_json() for operation in found]}
 
     @app.get("/v1/operations/{identity}", responses=_only(404, 422))
@@ -239,9 +239,13 @@ def _add_operations(app: FastAPI, agent: Agent, answers: Answers) -> None:
         return documents.service(agent, name)
 
     @app.post("/v1/services/{name}/release", responses=_only(404, 422))
-    async def release(name: str, body: Annotated[EmptyBody, Body(default_factory=EmptyBody)]) -> dict[str, Any]:  # noqa: ARG001 - refuses what it does not know
+    async def release(
+        name: str,
+        request: Request,
+        body: Annotated[EmptyBody, Body(default_factory=EmptyBody)],  # noqa: ARG001 - refuses what it does not know
+    ) -> dict[str, Any]:
         """End a freeze."""
-        await agent.release(name)
+        await agent.release(name, _actor(request))
         return documents.service(agent, name)
 
 

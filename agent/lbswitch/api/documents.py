@@ -22,12 +22,13 @@ def status(agent: Agent) -> dict[str, Any]:
 def about(agent: Agent) -> dict[str, Any]:
     """The agent: version, configuration, balancer."""
     balancer = agent.serving.balancer
-    error = agent.upkeep.config_error or agent.serving.files_problem
+    error, files_error = agent.upkeep.config_error, agent.serving.files_problem
+    valid = error is None and files_error is None
     return {
         "version": __version__,
         "pid": os.getpid(),
         "started_at": agent.started_at,
-        "config": {"path": str(agent.config_path), "valid": error is None, "error": error},
+        "config": {"path": str(agent.config_path), "valid": valid, "error": error, "files_error": files_error},
         "balancer": {
             "kind": str(agent.config.balancer.kind),
             "version": balancer.version(),
@@ -42,7 +43,7 @@ def service(agent: Agent, name: str) -> dict[str, Any]:
     """One service's object."""
     intent = agent.serving.intent.services[name]
     sight = agent.serving.sights.get(name)
-    verified = sight is not None and sight.verified
+    verified = sight is not None and sight.verified and not agent.upkeep.balancer_is_down
     holder = agent.switcher.holder(name)
     settings = agent.config.services[name]
     return {

@@ -52,6 +52,8 @@ def outcome(operations: Sequence[Operation], *, many: bool) -> tuple[int, dict[s
         shown["operations"] = documents
     if bad.gate is not None:
         error: LbswitchError = Refused(bad.gate.name, bad.gate.message)
+    elif bad.state is OperationState.FAILED:
+        error = LbswitchError(bad.error or "the switch failed, and so did putting it back")
     else:
         error = BalancerError(bad.error or "the switch failed")
     document = problem(error, **shown)
@@ -66,7 +68,10 @@ def install(app: FastAPI) -> None:
         return respond(problem(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        whole_body = [item for item in error.errors() if tuple(item["loc"]) == ("body",)]
+        if whole_body and "json" not in request.headers.get("content-type", ""):
+            return respond(problem(InvalidRequest("the body must be sent as Content-Type: application/json")))
         said = [
             f"{'.'.join(str(part) for part in item['loc'][1:]) or 'body'}: {item['msg']}" for item in error.errors()
         ]

@@ -50,6 +50,7 @@ def unix_listener(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _refuse_other_files(path)
         _refuse_if_answered(path)
         staged = path.with_name(f".{path.name}.new")
         staged.unlink(missing_ok=True)
@@ -66,6 +67,12 @@ def unix_listener(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Only a socket may be replaced. Raises: StateError."""
+    if path.is_symlink() or (path.exists() and not path.is_socket()):
+        raise StateError(f"{path}: is there and is no socket; it was left alone: set agent.socket to a path of its own")
 
 
 def _refuse_if_answered(path: Path) -> None:
@@ -130,6 +137,7 @@ class _Server(uvicorn.Server):
 
 
 def remove_socket(path: Path) -> None:
-    """Remove the socket file at the end; a missing one is fine."""
+    """Remove the socket file at the end; a missing one is fine, and what is no socket is not ours."""
     with contextlib.suppress(OSError):
-        path.unlink()
+        if path.is_socket():
+            path.unlink()

@@ -77,7 +77,10 @@ def observe(service: str, bind: Endpoint, *, tls: bool = False, path: str = STAT
     except (OSError, http.client.HTTPException) as error:
         raise NotSeen(f"{service}: {endpoint} does not answer: {error or type(error).__name__}") from error
     if response.status != 200:
-        raise NotSeen(f"{service}: {endpoint} answers HTTP {response.status} to {path}; is it lbswitch's listener?")
+        raise NotSeen(
+            f"{service}: {endpoint} answers HTTP {response.status} to {path}: another program listens there, or the "
+            "pointer in state_dir is gone"
+        )
     return _parse(service, endpoint, body, response)
 
 

@@ -139,7 +139,7 @@ def _obstacle(recent: tuple[float, ...], observation: Observation, bad: Color, n
     if len(recent) >= limits.max_per_hour:
         return Latch(
             f"{len(recent)} automatic switches within an hour (failover.max_per_hour {limits.max_per_hour}): "
-            f"traffic stays on {bad} ({failed.summary}); look at both colors, then lbswitch release"
+            f"traffic stays on {bad} ({failed.summary}); look at both colors before you release it"
         )
     waited = now - max(recent, default=now - limits.cooldown_s)
     if waited < limits.cooldown_s:
