@@ -10,7 +10,12 @@ from lbswitch.cli.output import say_json
 
 @click.group(cls=Group, short_help="The configuration file's schema.")
 def config() -> None:
-    """About the configuration file. What is wrong in yours is said by `lbswitch check`."""
+    r"""About the configuration file. What is wrong in yours is said by `lbswitch check`.
+
+    \b
+    Example:
+      lbswitch config schema > lbswitch.schema.json
+    """
 
 
 @config.command(short_help="Print the JSON Schema of the configuration file.")

@@ -11,7 +11,7 @@ from lbswitch.cli.output import printable, say, say_json
 from lbswitch.cli.switching import reason_option
 
 
-@click.command(cls=Command, short_help="Allow no switch until released.")
+@click.command(cls=Command, for_service=True, short_help="Allow no switch until released.")
 @reason_option
 @pass_settings
 def freeze(settings: Settings, reason: str | None) -> None:
@@ -31,7 +31,7 @@ def freeze(settings: Settings, reason: str | None) -> None:
     _tell(settings, service, f"{name}: frozen: {service.get('frozen')}; {_serves(service)}")
 
 
-@click.command(cls=Command, short_help="End a freeze.")
+@click.command(cls=Command, for_service=True, short_help="End a freeze.")
 @pass_settings
 def release(settings: Settings) -> None:
     r"""End a freeze, so that switches are possible again; one that was not frozen stays as it is.

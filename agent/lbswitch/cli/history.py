@@ -13,7 +13,7 @@ _HEADER = ("ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TO
 _STATE_STYLES = {"done": "green", "refused": "yellow", "reverted": "red", "failed": "red"}
 
 
-@click.command(cls=Command, short_help="The last operations.")
+@click.command(cls=Command, for_service=True, short_help="The last operations.")
 @click.option(
     "-n", "--limit", metavar="N", type=click.IntRange(1, 10_000), default=20, help="How many (by default 20)."
 )

@@ -80,25 +80,38 @@ def _render_document(report: RenderReport) -> dict[str, Any]:
 
 @click.group(cls=Group, short_help="Start, stop and look at the managed balancer.")
 def balancer() -> None:
-    """The managed nginx or HAProxy itself, with or without an agent running.
+    r"""The managed nginx or HAProxy itself, with or without an agent running.
 
     It is a process of its own: it outlives the agent, and no command but stop and restart ends it.
+
+    \b
+    Example:
+      lbswitch balancer status
     """
 
 
 @balancer.command()
 @pass_settings
 def start(settings: Settings) -> None:
-    """Start what is installed; one that runs already is left alone."""
+    r"""Start what is installed; one that runs already is left alone.
+
+    \b
+    Example:
+      lbswitch balancer start
+    """
     _tell(settings, _handle(settings).start())
 
 
 @balancer.command()
 @pass_settings
 def stop(settings: Settings) -> None:
-    """Stop the balancer: TRAFFIC ENDS. Requests in flight may finish for a bounded time.
+    r"""Stop the balancer: TRAFFIC ENDS. Requests in flight may finish for a bounded time.
 
     The agent does not start it again by itself; `lbswitch balancer start` does.
+
+    \b
+    Example:
+      lbswitch balancer stop
     """
     _tell(settings, _handle(settings).stop())
 
@@ -106,9 +119,13 @@ def stop(settings: Settings) -> None:
 @balancer.command()
 @pass_settings
 def restart(settings: Settings) -> None:
-    """Stop and start the balancer: new connections are refused in between.
+    r"""Stop and start the balancer: new connections are refused in between.
 
     Switches and changes of the configuration never need it.
+
+    \b
+    Example:
+      lbswitch balancer restart
     """
     _tell(settings, _handle(settings).restart())
 
@@ -116,7 +133,12 @@ def restart(settings: Settings) -> None:
 @balancer.command()
 @pass_settings
 def status(settings: Settings) -> None:
-    """Say whether the balancer runs and what it has on disk; 0 either way."""
+    r"""Say whether the balancer runs and what it has on disk; 0 either way.
+
+    \b
+    Example:
+      lbswitch balancer status --json
+    """
     _tell(settings, _handle(settings).status())
 
 

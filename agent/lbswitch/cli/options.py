@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import click
 
@@ -14,6 +14,7 @@ from lbswitch.core import defaults
 from lbswitch.errors import InvalidRequest, LbswitchError, UnknownService
 
 _COMPLETION_TIMEOUT_S = 0.5
+_ALIKE = 0.7  # from here on a name is worth suggesting (difflib's ratio): `greeen`, but not `--url` for `--all`
 
 
 class Settings:
@@ -181,8 +182,19 @@ class _WithGlobals(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"help_option_names": ["--help", "-h"], "max_content_width": 100})
         super().__init__(*args, **kwargs)
+        self.help = _unescaped(self.help)
         self._globals = _global_options()
         self.params.extend(self._globals)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Like click's, and an option that is not there is compared with those that are really alike."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            names = [name for parameter in self.get_params(ctx) for name in parameter.opts]
+            raise click.UsageError(
+                f"No such option: {error.option_name}{_meant(error.option_name, names)}", ctx
+            ) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         own = [parameter for parameter in self.get_params(ctx) if parameter not in self._globals]
@@ -190,6 +202,20 @@ class _WithGlobals(click.Command):
         if isinstance(self, click.Group):
             self.format_commands(ctx, formatter)
         _section(ctx, formatter, "Global options, before or after any command", self._globals)
+
+
+def _unescaped(text: str | None) -> str | None:
+    """Click keeps the lines of a paragraph under a backspace, which raw docstrings spell with two characters."""
+    return None if text is None else text.replace("\\b\n", "\b\n")
+
+
+def _meant(given: str, names: Sequence[str]) -> str:
+    """The names that are so much alike that one of them was probably meant; dashes don't count."""
+    from difflib import get_close_matches
+
+    known = {name.lstrip("-"): name for name in names if len(name.lstrip("-")) > 1}
+    close = get_close_matches(given.lstrip("-"), known, n=2, cutoff=_ALIKE)
+    return f"; did you mean {' or '.join(repr(known[name]) for name in close)}?" if close else ""
 
 
 def _section(
@@ -202,7 +228,19 @@ def _section(
 
 
 class Command(_WithGlobals):
-    """A command."""
+    """A command; `for_service` says that `--service` means something to it."""
+
+    def __init__(self, *args: Any, for_service: bool = False, **kwargs: Any) -> None:
+        """Like click's."""
+        super().__init__(*args, **kwargs)
+        self._for_service = for_service
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Like click's. Raises: UsageError for a service that would be ignored."""
+        if settings_of(ctx).service and not self._for_service:
+            name = ctx.command_path.partition(" ")[2]
+            raise click.UsageError(f"{name} is not about one service: leave out --service", ctx)
+        return super().invoke(ctx)
 
 
 class _NoCommand(click.UsageError):
@@ -223,6 +261,18 @@ class Group(_WithGlobals, click.Group):
         if not args and not ctx.resilient_parsing:
             raise _NoCommand("a command is missing", ctx)
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Like click's, and the same in all its versions for a name that is not there. Raises: UsageError."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
+            self._unknown(ctx, name)
+        return super().resolve_command(ctx, args)
+
+    def _unknown(self, ctx: click.Context, name: str) -> NoReturn:
+        raise click.UsageError(f"No such command: {name!r}{_meant(name, self.list_commands(ctx))}", ctx)
 
 
 class LazyGroup(Group):

@@ -25,7 +25,7 @@ def _number(_context: click.Context, _parameter: click.Parameter, value: float) 
     return value
 
 
-@click.command(cls=Command, short_help="What is live, and how both colors are.")
+@click.command(cls=Command, for_service=True, short_help="What is live, and how both colors are.")
 @click.option("--watch", is_flag=True, help="Keep looking until Ctrl-C.")
 @click.option(
     "--interval",

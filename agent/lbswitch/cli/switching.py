@@ -15,6 +15,17 @@ _COLORS = ("blue", "green")
 Decorated = Callable[..., Any]
 
 
+class _Percent(click.IntRange):
+    """A whole number of 0-100, and plain words for anything else."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Digits only. Raises: BadParameter."""
+        text = str(value)
+        if not (text.isascii() and text.isdecimal() and len(text) <= 3 and int(text) <= 100):
+            self.fail(f"{text!r} is not a whole number of 0-100", param, ctx)
+        return int(text)
+
+
 def _utf8(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
     if text is not None and not text.isprintable():
         raise click.BadParameter("must be one line of UTF-8 text without control characters")
@@ -38,12 +49,13 @@ def _switch_options(function: Decorated) -> Decorated:
             "--expect",
             metavar="COLOR",
             type=click.Choice(_COLORS),
-            help="Only if this color is live now; otherwise exit 7 and change nothing.",
+            help="Only if this color is live now; otherwise exit 7 and change nothing. Not looked at when all is "
+            "already as asked for (exit 0), so that a repeated command is safe.",
         ),
         click.option(
             "--weight",
             metavar="N",
-            type=click.IntRange(0, 100),
+            type=_Percent(0, 100),
             help="Percent of the traffic this color gets, by default 100; the other gets the rest.",
         ),
     )
@@ -79,6 +91,7 @@ Exit codes: 0 done or already so, 3 refused by a gate, 4 failed and reverted, 6 
 def _color_command(color: str, other: str) -> click.Command:
     @click.command(
         cls=Command,
+        for_service=True,
         name=color,
         help=_HELP.format(color=color, other=other),
         short_help=f"Send a service's traffic to {color}.",
@@ -129,7 +142,7 @@ green = _color_command("green", "blue")
 blue = _color_command("blue", "green")
 
 
-@click.command(cls=Command, short_help="Go back to what was serving before.")
+@click.command(cls=Command, for_service=True, short_help="Go back to what was serving before.")
 @reason_option
 @_force
 @_dry_run
