@@ -81,22 +81,26 @@ class HAProxy:
         return self._rendering.render(intent)
 
     def check(self, rendered: Rendered) -> None:
-        """Let `haproxy -c` judge it; nothing stays behind. Raises: CheckFailed, BalancerMissing, StateError."""
+        """Let `haproxy -c` judge it; writes nothing below the state directory.
+
+        Raises: CheckFailed, BalancerMissing, StateError.
+        """
         self._refuse_unusable_binds()
-        made = [
-            path
-            for path in (self._directory / "rendered", self._directory, self._directory.parent)
-            if not path.exists()
-        ]
-        try:
-            with self._rendered.staged(rendered) as staging, self._files.present():
-                self._program.check(staging)
-        except OSError as error:
-            raise StateError(f"{self._directory}: {error.strerror}; nothing was changed") from error
-        finally:
-            for path in made:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+        with self._staged(rendered) as staging:
+            self._program.check(staging)
+
+    @contextlib.contextmanager
+    def _staged(self, rendered: Rendered) -> Iterator[Path]:
+        """What the checker looks at. Maps that it can't read, or that are not there yet, are empty ones beside it."""
+        with self._rendered.staged(rendered) as staging:
+            missing = [path for path in (self._files.live, self._files.weights) if not os.access(path, os.R_OK)]
+            configuration = staging / "haproxy.cfg"
+            text = configuration.read_bytes()
+            for path in missing:
+                (staging / path.name).touch()
+                text = text.replace(os.fsencode(path), os.fsencode(staging / path.name))
+            configuration.write_bytes(text)
+            yield staging
 
     def _refuse_unusable_binds(self) -> None:
         """HAProxy's checker does not bind, so it sees neither of these. Raises: CheckFailed."""
@@ -238,9 +242,17 @@ class HAProxy:
         """Routes and generations of the maps on disk, or None. Raises: StateError."""
         try:
             maps = self._files.read()
+        except PermissionError as error:
+            if self._directory_is_closed():
+                return None
+            raise StateError(f"the maps in {self._directory} can't be read: {error}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise StateError(f"the maps in {self._directory} can't be read: {error}") from error
         return None if maps is None else maps.intent()
+
+    def _directory_is_closed(self) -> bool:
+        """Whether this user can't even look for anything there: somebody who checks, and never the agent."""
+        return not os.access(self._directory, os.X_OK)
 
     def observe(self, service: str) -> Observation:
         """Ask the service's own listener; a `mode: tcp` one is asked for a connection alone. Raises: NotSeen."""
@@ -311,7 +323,7 @@ class HAProxy:
         """Let requests in flight finish, for ten seconds at most, then end it. Raises: StartFailed."""
         unmarked: OSError | None = None
         try:
-            if self._directory.is_dir():
+            if self.is_running() or self.installed() is not None:
                 self._stopped.set()
         except OSError as error:
             unmarked = error

@@ -96,18 +96,6 @@ class MapFiles:
         finally:
             staged.clean()
 
-    @contextlib.contextmanager
-    def present(self) -> Iterator[None]:
-        """Make those that are missing, empty and only for as long as the checker looks. Raises: OSError."""
-        made = [path for path in (self.live, self.weights) if not path.exists()]
-        try:
-            for path in made:
-                path.touch(mode=0o644)
-            yield
-        finally:
-            for path in made:
-                path.unlink(missing_ok=True)
-
 
 class StagedFiles:
     """New content for files, on disk but not in use; going back takes no room on a full disk."""

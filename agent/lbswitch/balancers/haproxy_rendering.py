@@ -5,19 +5,18 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import ssl
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lbswitch.balancers import tls_files
 from lbswitch.balancers.haproxy_maps import MapFiles, share_of_green
 from lbswitch.balancers.templating import Templates
 from lbswitch.core.config import Config, Mode, ServiceConfig, Switching, TlsConfig
 from lbswitch.core.model import Color, Intent, ServiceIntent
 from lbswitch.core.names import pool_name
 from lbswitch.core.values import Endpoint, parse_endpoint
-from lbswitch.errors import RenderFailed
+from lbswitch.errors import CheckFailed, RenderFailed
 from lbswitch.ports import REVISION_MARK, Rendered, RenderedFile
 
 _LONGEST_MS = 2**31 - 1  # HAProxy's timers
@@ -81,7 +80,10 @@ class Rendering:
         self._last: tuple[object, Rendered] | None = None
 
     def render(self, intent: Intent) -> Rendered:
-        """The configuration for this intent. Raises: RenderFailed."""
+        """The configuration for this intent.
+
+        Raises: RenderFailed; CheckFailed with all that is wrong with TLS files, which become part of it.
+        """
         inputs = self._inputs(intent)
         if self._last is None or self._last[0] != inputs:
             self._last = (inputs, Rendered.of(self._render(intent)))
@@ -97,6 +99,7 @@ class Rendering:
         return (service.tls for service in self._config.services.values() if service.tls is not None)
 
     def _render(self, intent: Intent) -> Iterator[RenderedFile]:
+        self._refuse_unusable()
         user, group = _user_and_group(self._config.balancer.user)
         variables = {
             "revision": REVISION_MARK,
@@ -114,6 +117,15 @@ class Rendering:
         for name, service in self._config.services.items():
             if service.tls is not None:
                 yield RenderedFile(f"{name}.pem", _pem(name, service.tls), secret=True)
+
+    def _refuse_unusable(self) -> None:
+        """All that is wrong with users and TLS files; the latter are needed to render. Raises: CheckFailed."""
+        problems = [
+            *_unknown_user(self._config.balancer.user),
+            *tls_files.problems(self._config, may_be_encrypted=False),
+        ]
+        if problems:
+            raise CheckFailed("\n".join(problems))
 
     def _service(self, name: str, intent: Intent) -> _Service:
         service = self._config.services[name]
@@ -175,7 +187,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _user_and_group(configured: str | None) -> tuple[str | None, str | None]:
-    """Who the workers run as; only root can choose. A user that does not exist is left for the checker to refuse."""
+    """Who the workers run as; only root can choose. One that does not exist is refused."""
     if os.geteuid() != 0:
         return None, None
     for user in [configured] if configured else ["haproxy", "nobody"]:
@@ -184,6 +196,14 @@ def _user_and_group(configured: str | None) -> tuple[str | None, str | None]:
         except KeyError:
             continue
     return (configured, configured) if configured else (None, None)
+
+
+def _unknown_user(configured: str | None) -> Iterator[str]:
+    if configured is not None and os.geteuid() == 0:
+        try:
+            pwd.getpwnam(configured)
+        except KeyError:
+            yield f"balancer.user {configured}: there is no such user on this host"
 
 
 def _state(path: str) -> tuple[int, int, int] | None:
@@ -197,26 +217,11 @@ def _state(path: str) -> tuple[int, int, int] | None:
 def _pem(name: str, tls: TlsConfig) -> bytes:
     """Certificate chain and key in one, as HAProxy wants them. Raises: RenderFailed, naming the file."""
     cert, key = (_read(name, what, path) for what, path in (("cert", tls.cert), ("key", tls.key)))
-    pem = cert.rstrip(b"\n") + b"\n" + key
-    try:
-        with tempfile.NamedTemporaryFile(prefix="lbswitch-", suffix=".pem") as file:  # mode 0600
-            file.write(pem)
-            file.flush()
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file.name, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
-        raise RenderFailed(
-            f"{name}: tls.key {tls.key} does not fit tls.cert {tls.cert}, or one of them is not PEM: {reason}"
-        ) from error
-    return pem
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted, and HAProxy could not ask for its password")
+    return cert.rstrip(b"\n") + b"\n" + key
 
 
 def _read(name: str, what: str, path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise RenderFailed(f"{name}: tls.{what} {path}: {error.strerror}") from error
+        raise RenderFailed(f"services.{name}.tls.{what}: {path}: {error.strerror}") from error

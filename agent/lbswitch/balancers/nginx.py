@@ -14,7 +14,7 @@ from collections.abc import Collection, Hashable
 from pathlib import Path
 
 from lbswitch import procs
-from lbswitch.balancers import listener, nginx_user, nginx_view
+from lbswitch.balancers import listener, nginx_user, nginx_view, tls_files
 from lbswitch.balancers.nginx_binary import Binary, Program
 from lbswitch.balancers.nginx_pointer import Pointer, make_directory
 from lbswitch.balancers.nginx_process import NginxProcess
@@ -28,6 +28,7 @@ from lbswitch.ports import Rendered, RenderedFile
 
 _FILE = "nginx.conf"
 _CHECK_S = 60.0  # a thousand services with host names to resolve
+_MAY_NOT_BIND = re.compile(r"\bbind\(\) to .* failed \(13: ")  # EACCES
 _LINE = re.compile(rf"{re.escape(_FILE)}:(\d+)")
 
 
@@ -102,10 +103,10 @@ class Nginx:
         )
 
     def check(self, rendered: Rendered) -> None:
-        """Let `nginx -t` judge it. Leaves nothing behind. Raises: CheckFailed with its words."""
-        problem = self._user().problem or self._unreadable()
-        if problem is not None:
-            raise CheckFailed(problem)
+        """Let `nginx -t` judge it. Writes nothing below the state directory. Raises: CheckFailed with its words."""
+        problems = [self._user().problem, *tls_files.problems(self._config, may_be_encrypted=True)]
+        if any(problems):
+            raise CheckFailed("\n".join(filter(None, problems)))
         with self._rendered.staged(rendered) as staging:
             # Relative paths start from the prefix, so pid, logs and temporary files of the check go with the staging.
             make_directory(staging / "tmp")
@@ -114,18 +115,19 @@ class Nginx:
                 result = procs.run(argv, timeout_s=_CHECK_S)
             except (OSError, procs.TimedOut) as error:
                 raise CheckFailed(f"nginx -t could not judge the configuration: {error}") from error
-        if not result.ok:
+        if not result.ok and not self._is_beyond_this_user(result.output):
             raise CheckFailed(f"nginx refused the configuration: {_explained(result.output, staging, rendered)}")
 
-    def _unreadable(self) -> str | None:
-        """A certificate or key that nginx would not find, in plainer words than its own."""
-        for name, service in self._config.services.items():
-            for kind in ("cert", "key") if service.tls is not None else ():
-                path = getattr(service.tls, kind)
-                if not os.access(path, os.R_OK):
-                    why = "can't be read by this user" if Path(path).exists() else "does not exist"
-                    return f"services.{name}.tls.{kind}: {path} {why}"
-        return None
+    def _is_beyond_this_user(self, output: str) -> bool:
+        """Whether the one complaint is that this user may not listen there, and it is not the agent's user.
+
+        `nginx -t` binds, as the last thing it does. Who can't write the state directory could not run the agent either,
+        so what this user may bind says nothing about the configuration.
+        """
+        complaints = [line for line in output.splitlines() if "[emerg]" in line]
+        is_about_rights = bool(complaints) and all(_MAY_NOT_BIND.search(line) for line in complaints)
+        existing = next(path for path in (self._state_dir, *self._state_dir.parents) if os.access(path, os.F_OK))
+        return is_about_rights and not os.access(existing, os.W_OK)
 
     def installed(self) -> str | None:
         """The revision that is on disk now."""

@@ -39,7 +39,11 @@ class NginxProcess:
         self._mark = StopMark(prefix)
 
     def pid(self) -> int | None:
-        """The master's pid, if it is alive and really this nginx."""
+        """The master's pid, if it is alive and really this nginx.
+
+        Workers whose master was killed go on serving what they serve, and follow the pointer; that is None, too. The
+        next start lets them finish and takes their place.
+        """
         try:
             pid = int(self._pid_file.read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -183,8 +187,7 @@ class NginxProcess:
 
         Raises: StartFailed.
         """
-        if self._prefix.is_dir():
-            self._remember(self._mark.set)
+        self._remember(self._mark_stopped)
         pid = self.pid()
         if pid is None:
             return
@@ -194,6 +197,11 @@ class NginxProcess:
             if _wait(lambda: self.pid() != pid, patience_s):
                 return
         raise StartFailed(f"nginx (pid {pid}) is still running {_TERMINATE_S:g} s after SIGTERM")
+
+    def _mark_stopped(self) -> None:
+        """Where nothing was ever installed there is nothing to remember."""
+        if self.pid() is not None or self._configuration.exists():
+            self._mark.set()
 
     def _remember(self, write: Callable[[], None]) -> None:
         try:

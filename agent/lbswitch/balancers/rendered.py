@@ -8,11 +8,12 @@ All files of a revision change together, with one rename(2), and the previous re
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lbswitch.errors import StateError
@@ -33,20 +34,30 @@ class RenderedDirectory:
         self.current = base / "current"
 
     def installed(self) -> str | None:
-        """The revision that `current` points at, or None."""
-        target = read_link(self.current)
-        revision = None if target is None else Path(target).name
-        return revision if revision and (self._rendered / revision).is_dir() else None
+        """The revision that `current` points at; None without one, or for who may not look there."""
+        with contextlib.suppress(PermissionError):
+            target = read_link(self.current)
+            revision = None if target is None else Path(target).name
+            return revision if revision and (self._rendered / revision).is_dir() else None
+        return None
 
-    @contextmanager
+    @contextlib.contextmanager
     def staged(self, rendered: Rendered) -> Iterator[Path]:
-        """A directory with these files for the checker to look at; gone afterwards. Raises: StateError."""
-        staging = self._rendered / f".check-{rendered.revision}-{os.getpid()}"
-        try:
-            self._write(staging, rendered)
+        """A directory with these files for the checker to look at; gone afterwards. Raises: StateError.
+
+        It is a temporary one that only this user may enter, so that who may not write below `base` can check, too.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                staging = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lbswitch-check-")))
+                for file in rendered.files:
+                    _write_briefly(staging / file.name, file)
+            except OSError as error:
+                raise StateError(
+                    f"no room to check in {error.filename or 'a temporary directory'}: {error.strerror}; "
+                    "nothing was changed"
+                ) from error
             yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     def install(self, rendered: Rendered) -> None:
         """Write the revision and point `current` at it. Raises: StateError."""
@@ -107,3 +118,9 @@ class RenderedDirectory:
         for path in newest_first[_KEEP:]:
             if path.name != keep:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_briefly(path: Path, file: RenderedFile) -> None:
+    """As it would be installed, but it does not have to outlive a power cut."""
+    path.touch(mode=0o600 if file.secret else 0o644)
+    path.write_bytes(file.content)

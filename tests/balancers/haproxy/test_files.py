@@ -106,7 +106,7 @@ def test_every_kind_of_service_passes_without_a_warning(make, service):
     )
     rendered = managed.haproxy.render(managed.intent)
     managed.haproxy.check(rendered)
-    with managed.haproxy._rendered.staged(rendered) as staging, managed.haproxy._files.present():
+    with managed.haproxy._staged(rendered) as staging:
         ok, output = managed.haproxy._program.run(["-c", "-C", str(staging), "-f", "haproxy.cfg"])
     assert ok
     complaints = [line for line in output.splitlines() if line.startswith(("[WARNING]", "[ALERT]"))]

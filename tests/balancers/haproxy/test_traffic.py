@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lbswitch.core.model import Color, Route
-from lbswitch.errors import NotSeen, RenderFailed
+from lbswitch.errors import CheckFailed, NotSeen
 from tests.balancers.haproxy.managed import ask, connect
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
@@ -301,14 +301,14 @@ def test_a_key_of_another_certificate_is_named(make, service, certificates):
     """Before HAProxy sees anything, the message names both files."""
     cert, key = certificates[0][0], certificates[1][1]
     managed = make({"shop": service(tls={"cert": cert, "key": key})})
-    with pytest.raises(RenderFailed, match=r"shop: tls\.key .*two\.key does not fit tls\.cert .*one\.crt"):
+    with pytest.raises(CheckFailed, match=r"services\.shop\.tls\.key: .*two\.key does not fit tls\.cert .*one\.crt"):
         managed.haproxy.render(managed.intent)
 
 
 def test_a_certificate_that_can_not_be_read_is_named(make, service, certificates):
     """The service, the setting and the path."""
     managed = make({"shop": service(tls={"cert": "/nonexistent/shop.crt", "key": certificates[0][1]})})
-    with pytest.raises(RenderFailed, match=r"shop: tls\.cert /nonexistent/shop\.crt: No such file"):
+    with pytest.raises(CheckFailed, match=r"services\.shop\.tls\.cert: /nonexistent/shop\.crt does not exist"):
         managed.haproxy.render(managed.intent)
 
 
