@@ -74,7 +74,7 @@ def status(**services: dict[str, Any]) -> dict[str, Any]:
         "version": "0.1.0",
         "pid": 812,
         "started_at": 1_790_000_000.0,
-        "config": {"path": "/etc/lbswitch/lbswitch.yaml", "valid": True, "error": None},
+        "config": {"path": "/etc/lbswitch/lbswitch.yaml", "valid": True, "error": None, "files_error": None},
         "balancer": {"kind": "nginx", "version": "1.22.1", "running": True, "revision": "0123456789ab"},
         "notes": [],
     }

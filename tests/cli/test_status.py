@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from tests.cli.conftest import Run
 from tests.cli.fake_agent import FakeAgent, operation, pool, service, status
 
@@ -46,10 +48,44 @@ def test_what_is_wrong_stands_below_with_its_numbers(ask: Run, agent: FakeAgent)
         "shop: frozen: 3 switches in an hour; lbswitch release -s shop ends that",
         "shop: a failover by agent is running",
         "shop: blue 127.0.0.1:9101 is unhealthy: connection refused (3 of 40 checks failed)",
-        "configuration /etc/lbswitch/lbswitch.yaml is not in use, the one before it is: lbswitch.yaml:3: oops",
+        "configuration /etc/lbswitch/lbswitch.yaml is not in use: lbswitch.yaml:3: oops",
         "nginx is not running, there is no traffic: lbswitch balancer start",
         "note: the template is yours",
     ]
+
+
+def test_every_line_of_an_error_is_a_line(ask: Run, agent: FakeAgent):
+    """The further ones are indented, so that none can look like another trouble; nothing else can steer."""
+    document = status(shop=service(problem="nginx said:\n[emerg] a\x1b[2J\n"))
+    document["agent"]["config"] |= {"valid": False, "error": "/x.yaml:3: a\r\n/x.yaml:9: b"}
+    document["agent"]["notes"] = ["first\nsecond"]
+    assert lines(ask, agent, document)[2:] == [
+        "shop: nginx said:",
+        "    [emerg] a\\x1b[2J",
+        "configuration /etc/lbswitch/lbswitch.yaml is not in use: /x.yaml:3: a",
+        "    /x.yaml:9: b",
+        "note: first",
+        "    second",
+    ]
+
+
+def test_a_template_that_fails_is_not_blamed_on_the_configuration_file(ask: Run, agent: FakeAgent):
+    document = status()
+    document["agent"]["config"] |= {"valid": False, "files_error": "nginx.conf.j2:26: 'nosuch' is undefined"}
+    assert lines(ask, agent, document)[2:] == [
+        "the rendered files were not applied: nginx.conf.j2:26: 'nosuch' is undefined"
+    ]
+    document["agent"]["config"]["error"] = "x.yaml:1: oops"
+    assert [line.partition(": ")[0] for line in lines(ask, agent, document)[2:]] == [
+        "configuration /etc/lbswitch/lbswitch.yaml is not in use",
+        "the rendered files were not applied",
+    ]
+
+
+def test_an_agent_that_does_not_know_of_files_errors_is_understood(ask: Run, agent: FakeAgent):
+    document = status()
+    del document["agent"]["config"]["files_error"]
+    assert len(lines(ask, agent, document)) == 2
 
 
 def test_what_servers_say_can_not_steer_the_terminal(ask: Run, agent: FakeAgent):
@@ -82,7 +118,10 @@ def test_watch_and_json_exclude_each_other(ask: Run, agent: FakeAgent):
 
 def test_history_is_a_table_newest_first(ask: Run, agent: FakeAgent, monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
-    operations = [operation(id=18, kind="rollback", to="blue", **{"from": "green"}), operation(weight=10)]
+    operations = [
+        operation(id=18, kind="rollback", to="blue", **{"from": "green"}),
+        operation(kind="weight", weight=10),
+    ]
     agent.answers["GET", "/v1/history?limit=20"] = (200, {"operations": operations})
     ran = ask("history")
     assert ran.code == 0
@@ -90,7 +129,7 @@ def test_history_is_a_table_newest_first(ask: Run, agent: FakeAgent, monkeypatch
     assert header.split() == ["ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "BY", "REASON"]
     assert first.split()[0] == "18"
     assert "green -> blue " in first
-    assert "blue -> green 10%" in second
+    assert "blue 90% / green 10% " in second
     assert header.index("REASON") == first.index("release 2.4") == second.index("release 2.4")
     assert json.loads(ask("history", "--json").out) == {"operations": operations}
 
@@ -98,6 +137,32 @@ def test_history_is_a_table_newest_first(ask: Run, agent: FakeAgent, monkeypatch
 def test_history_takes_a_number_and_a_service(ask: Run, agent: FakeAgent):
     agent.answers["GET", "/v1/history?limit=5&service=shop"] = (200, {"operations": []})
     assert ask("history", "-n", "5", "-s", "shop") == (0, "no operations yet\n", "")
+
+
+def test_history_of_a_service_that_is_no_longer_configured_is_asked_for(ask: Run, agent: FakeAgent):
+    """Whether there is such a service is the agent's to say."""
+    agent.answers["GET", "/v1/history?limit=20&service=web"] = (200, {"operations": [operation(service="web")]})
+    ran = ask("history", "-s", "web")
+    assert (ran.code, ran.err) == (0, "")
+    assert " web " in ran.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "blue -> green"),
+        ({"kind": "failover", "from": "green", "to": "blue"}, "green -> blue"),
+        ({"kind": "weight", "to": "green", "weight": 10}, "blue 90% / green 10%"),
+        ({"kind": "weight", "to": "blue", "weight": 30, "from": "blue"}, "blue 30% / green 70%"),
+        ({"kind": "weight", "to": "green", "weight": 0}, "blue 100% / green 0%"),
+    ],
+)
+def test_a_change_is_a_direction_or_the_shares(ask: Run, agent: FakeAgent, changes: dict, text: str):
+    """In the history and in what is known about one operation."""
+    agent.answers["GET", "/v1/history?limit=20"] = (200, {"operations": [operation(**changes)]})
+    agent.answers["GET", "/v1/operations/17"] = (200, operation(**changes))
+    assert f"  {text}  done  " in ask("history").out
+    assert f"change      {text}\n" in ask("show", "17").out
 
 
 def test_times_are_local_and_iso(ask: Run, agent: FakeAgent):
@@ -110,12 +175,12 @@ def test_times_are_local_and_iso(ask: Run, agent: FakeAgent):
 
 def test_show_tells_everything(ask: Run, agent: FakeAgent):
     gate = {"name": "health", "message": "green is unhealthy"}
-    known = operation(state="refused", gate=gate, notes=["first", "second"])
+    known = operation(state="refused", gate=gate, notes=["first\nline", "second"])
     agent.answers["GET", "/v1/operations/17"] = (200, known)
     out = ask("show", "17").out
-    for fact in ("17", "shop", "blue -> green 100%", "refused", "43", "alice", "release 2.4", "health: green is"):
+    for fact in ("17", "shop", "blue -> green\n", "refused", "43", "alice", "release 2.4", "health: green is"):
         assert fact in out
-    assert "first\n            second" in out
+    assert "first\n            line\n            second" in out
     assert "gates 0.1 ms, render 3.0 ms, commit 0.4 ms, verify 2.1 ms, total 5.6 ms" in out
     assert json.loads(ask("show", "17", "--json").out) == known
 

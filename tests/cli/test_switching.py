@@ -132,6 +132,11 @@ def test_notes_of_the_operation_go_to_stderr(ask: Run, agent: FakeAgent):
     assert ask("green", "--force").err == "  note: forced past health: green is unknown\n"
 
 
+def test_every_line_of_a_note_is_a_line(ask: Run, agent: FakeAgent):
+    agent.answers["POST", SWITCH] = (200, operation(notes=["nginx warns:\nline 3\x1b[2J"]))
+    assert ask("green").err == "  note: nginx warns:\n    line 3\\x1b[2J\n"
+
+
 def test_rollback_is_one_line(ask: Run, agent: FakeAgent):
     agent.answers["POST", ROLLBACK] = (200, operation(kind="rollback", to="blue", generation=44))
     ran = ask("rollback", "--reason", "errors")

@@ -8,6 +8,7 @@ import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings
 from lbswitch.cli.output import Cell, has_color, local_time, paragraph, printable, say, say_json, table
+from lbswitch.cli.sentences import change
 
 _HEADER = ("ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "BY", "REASON")
 _STATE_STYLES = {"done": "green", "refused": "yellow", "reverted": "red", "failed": "red"}
@@ -42,13 +43,12 @@ def history(settings: Settings, limit: int) -> None:
 
 def _row(operation: dict[str, Any]) -> list[Cell]:
     state = str(operation["state"])
-    share = "" if operation["weight"] == 100 else f" {operation['weight']}%"
     return [
         Cell(str(operation["id"])),
         Cell(local_time(operation.get("started_at"))),
         Cell(printable(operation["service"])),
         Cell(printable(operation["kind"])),
-        Cell(f"{operation['from']} -> {operation['to']}{share}"),
+        Cell(printable(change(operation))),
         Cell(printable(state), _STATE_STYLES.get(state, "")),
         Cell(str(operation["generation"])),
         Cell(f"{operation['timings_ms']['total']:.1f} ms"),
@@ -78,21 +78,21 @@ def show(settings: Settings, operation_id: int) -> None:
 
 
 def _facts(operation: dict[str, Any]) -> list[tuple[str, str]]:
-    gate, indent = operation.get("gate"), "\n" + " " * 12
+    gate, indent = operation.get("gate"), " " * 12
     timings = operation["timings_ms"]
     return [
         ("operation", str(operation["id"])),
         ("service", printable(operation["service"])),
         ("kind", printable(operation["kind"])),
-        ("change", f"{operation['from']} -> {operation['to']} {operation['weight']}%"),
+        ("change", printable(change(operation))),
         ("state", printable(operation["state"])),
         ("generation", str(operation["generation"])),
         ("actor", printable(operation["actor"])),
         ("reason", printable(operation["reason"])),
         ("started", local_time(operation.get("started_at"))),
         ("ended", local_time(operation.get("ended_at"))),
-        ("gate", f"{gate['name']}: {paragraph(gate['message'])}".replace("\n", indent) if gate else ""),
-        ("error", paragraph(operation.get("error") or "").replace("\n", indent)),
-        ("notes", indent.join(printable(note) for note in operation.get("notes", ()))),
+        ("gate", f"{gate['name']}: {paragraph(gate['message'], indent)}" if gate else ""),
+        ("error", paragraph(operation.get("error") or "", indent)),
+        ("notes", f"\n{indent}".join(paragraph(note, indent) for note in operation.get("notes", ()))),
         ("timings", ", ".join(f"{name} {value:.1f} ms" for name, value in timings.items())),
     ]

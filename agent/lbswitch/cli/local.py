@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lbswitch.cli.options import Command, Group, Settings, pass_settings
-from lbswitch.cli.output import complain, printable, say, say_json
+from lbswitch.cli.output import complain, paragraph, say, say_json
 
 if TYPE_CHECKING:
     from lbswitch.local import BalancerHandle, CheckReport, RenderReport
@@ -37,7 +37,7 @@ def check(settings: Settings) -> None:
     services = "1 service" if report.services == 1 else f"{report.services} services"
     say(f"{report.kind} {report.version}: {services}, revision {report.revision} is valid; {_installed(report)}")
     for note in report.notes:
-        complain(f"  note: {printable(note)}")
+        complain(f"  note: {paragraph(note, '    ')}")
 
 
 def _installed(report: CheckReport | RenderReport) -> str:

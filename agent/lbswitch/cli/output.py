@@ -66,9 +66,10 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def paragraph(text: object) -> str:
-    """Like `printable`, keeping the lines."""
-    return "\n".join(printable(line) for line in str(text).splitlines())
+def paragraph(text: object, indent: str = "") -> str:
+    """Like `printable`, keeping the lines; all but the first begin with the indent."""
+    lines = str(text).replace("\r\n", "\n").rstrip("\n").split("\n")
+    return f"\n{indent}".join(printable(line) for line in lines)
 
 
 def local_time(at: float | None) -> str:

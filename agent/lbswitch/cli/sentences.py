@@ -25,9 +25,18 @@ def route(operation: dict[str, Any]) -> str:
     return f"{target} gets {weight}%, {_OTHER[target]} {100 - weight}%"
 
 
+def change(operation: dict[str, Any]) -> str:
+    """What the operation moves: `green -> blue`, or who gets how much: `blue 90% / green 10%`."""
+    target, weight = operation["to"], operation["weight"]
+    if weight == 100 and operation["kind"] != "weight":
+        return f"{operation['from']} -> {target}"
+    shares = {target: weight, _OTHER[target]: 100 - weight}
+    return f"blue {shares['blue']}% / green {shares['green']}%"
+
+
 def _done(operation: dict[str, Any]) -> str:
     if operation.get("dry_run"):
-        notes = "".join(f"; {printable(note)}" for note in operation.get("notes", ()))
+        notes = "".join(f"; {paragraph(note, '    ')}" for note in operation.get("notes", ()))
         return f"all gates pass, {operation['kind']} would end with: {route(operation)}{notes}; nothing was changed"
     back = "rolled back, " if operation["kind"] == "rollback" else ""
     return f"{back}{route(operation)} ({_facts(operation)})"

@@ -10,11 +10,23 @@ from typing import Any
 import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings, require_service
-from lbswitch.cli.output import Cell, has_color, is_terminal, local_time, paint, printable, say, say_json, table
+from lbswitch.cli.output import (
+    Cell,
+    has_color,
+    is_terminal,
+    local_time,
+    paint,
+    paragraph,
+    printable,
+    say,
+    say_json,
+    table,
+)
 from lbswitch.client import Client
 from lbswitch.errors import AgentUnreachable
 
 _COLORS = ("blue", "green")
+_INDENT = "    "  # of the second and further lines of one trouble
 _HEADER = ("SERVICE", "LIVE", "GENERATION", "VERIFIED", "BLUE", "GREEN", "FROZEN")
 _STATE_STYLES = {"healthy": "green", "unhealthy": "red", "unknown": "yellow"}
 
@@ -98,7 +110,8 @@ def status_lines(document: dict[str, Any], *, color: bool) -> list[str]:
     lines = table(_HEADER, [_row(name, service) for name, service in services.items()], color=color)
     troubles = [line for name, service in services.items() for line in _service_troubles(name, service)]
     troubles += _agent_troubles(document.get("agent") or {})
-    return lines + [paint(printable(line), "yellow", color=color) for line in troubles]
+    told = [line for trouble in troubles for line in paragraph(trouble, _INDENT).split("\n")]
+    return lines + [paint(line, "yellow", color=color) for line in told]
 
 
 def _row(name: str, service: dict[str, Any]) -> list[Cell]:
@@ -141,15 +154,17 @@ def _service_troubles(name: str, service: dict[str, Any]) -> Iterator[str]:
 
 def _server_trouble(server: dict[str, Any]) -> str:
     state = server.get("state", "unhealthy")
-    error = f": {server['last_error']}" if server.get("last_error") else ""
+    error = f": {printable(server['last_error'])}" if server.get("last_error") else ""
     counted = f" ({server['failed']} of {server['checks']} checks failed)" if server.get("checks") else ""
     return f"{state}{error}{counted}"
 
 
 def _agent_troubles(agent: dict[str, Any]) -> Iterator[str]:
     config, balancer = agent.get("config") or {}, agent.get("balancer") or {}
-    if config.get("valid") is False:
-        yield f"configuration {config.get('path')} is not in use, the one before it is: {config.get('error')}"
+    if config.get("error"):
+        yield f"configuration {config.get('path')} is not in use: {config['error']}"
+    if config.get("files_error"):
+        yield f"the rendered files were not applied: {config['files_error']}"
     if balancer.get("running") is False:
         yield f"{balancer.get('kind')} is not running, there is no traffic: lbswitch balancer start"
     for note in agent.get("notes") or ():
@@ -192,7 +207,7 @@ def _redraw(looks: Iterator[dict[str, Any] | AgentUnreachable]) -> None:
 
 def _picture(look: dict[str, Any] | AgentUnreachable) -> list[str]:
     if isinstance(look, AgentUnreachable):
-        return [paint(printable(look), "red", color=has_color())]
+        return [paint(line, "red", color=has_color()) for line in paragraph(look, _INDENT).split("\n")]
     return status_lines(look, color=has_color())
 
 
@@ -202,7 +217,7 @@ def _follow(looks: Iterator[dict[str, Any] | AgentUnreachable]) -> None:
     for look in looks:
         summaries = _summaries(look)
         for name, text in summaries.items():
-            if known.get(name) != text and not say(f"{_now()} {printable(_prefixed(name, text))}"):
+            if known.get(name) != text and not say(f"{_now()} {paragraph(_prefixed(name, text), _INDENT)}"):
                 return
         known |= summaries
 

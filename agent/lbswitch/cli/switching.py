@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings
-from lbswitch.cli.output import complain, printable, say, say_json
+from lbswitch.cli.output import complain, paragraph, say, say_json
 from lbswitch.cli.sentences import operation_sentence
 
 _COLORS = ("blue", "green")
@@ -135,7 +135,7 @@ def _tell(operation: dict[str, Any]) -> None:
     say(operation_sentence(operation))
     if not operation.get("dry_run"):
         for note in operation.get("notes", ()):
-            complain(f"  note: {printable(note)}")
+            complain(f"  note: {paragraph(note, '    ')}")
 
 
 green = _color_command("green", "blue")
