@@ -40,6 +40,17 @@ def socket_of(path: Path) -> str:
     return socket if socket is not None else load(path).agent.socket
 
 
+def likely_socket(path: Path) -> str | None:
+    """`agent.socket` of a file that is wrong elsewhere; None when the file or its agent section is of no use."""
+    try:
+        text = _read(path)
+    except ConfigError:
+        return None
+    lines = list(_TOP_LEVEL.finditer(text))
+    places = [index for index, line in enumerate(lines) if (key := _PLAIN_KEY.match(line[0])) and key[1] == "agent"]
+    return _socket_in_block(_block(text, lines, places[0])) if len(places) == 1 else None
+
+
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -81,9 +92,13 @@ def _socket_in(text: str) -> str | None:
         return None
     if "agent" not in keys:
         return defaults.SOCKET
-    index = keys.index("agent")
+    return _socket_in_block(_block(text, lines, keys.index("agent")))
+
+
+def _block(text: str, lines: list[re.Match[str]], index: int) -> str:
+    """From one of the lines that begin at the margin to the next."""
     end = lines[index + 1].start() if index + 1 < len(lines) else len(text)
-    return _socket_in_block(text[lines[index].start() : end])
+    return text[lines[index].start() : end]
 
 
 def _socket_in_block(block: str) -> str | None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import lbswitch.configfile
+import lbswitch.local  # noqa: F401 - likewise
 from lbswitch.client import Client, UnixSocket
 from lbswitch.errors import AgentUnreachable
 from tests.cli.conftest import Run
-from tests.cli.fake_agent import FakeAgent, dead_socket, operation, service, status
+from tests.cli.fake_agent import FakeAgent, dead_socket, operation, problem, service, status
 
 SWITCH = "/v1/services/shop/switch"
 
@@ -50,13 +52,13 @@ def nobody() -> Iterator[None]:
     """Be a user without any rights; root only."""
     groups = os.getgroups()
     os.setgroups([])
-    os.setegid(65534)
-    os.seteuid(65534)
+    os.setresgid(65534, 65534, 0)
+    os.setresuid(65534, 65534, 0)
     try:
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(0)
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
         os.setgroups(groups)
 
 
@@ -214,11 +216,131 @@ def test_the_environment_names_the_configuration_file(
     assert run("status").code == 0
 
 
-def test_a_named_configuration_file_has_to_be_there(run: Run, directory: Path):
-    """A typo never reaches another agent."""
-    ran = run("status", "--config", directory / "typo.yaml")
-    assert ran.code == 2
-    assert "typo.yaml" in ran.err
+@pytest.mark.parametrize("command", ["status", "green", "rollback"])
+def test_a_named_configuration_file_has_to_be_there(run: Run, usual_agent: FakeAgent, directory: Path, command: str):
+    """A typo never reaches another agent; how to name the socket itself is said."""
+    ran = run(command, "--config", directory / "typo.yaml")
+    assert (ran.code, ran.out) == (2, "")
+    assert "typo.yaml: does not exist" in ran.err
+    assert "--socket or LBSWITCH_SOCKET" in ran.err
+    assert usual_agent.requests == []
+
+
+@pytest.fixture
+def usual_agent(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> FakeAgent:
+    """The agent at the socket that is asked when nothing else is said."""
+    monkeypatch.setattr("lbswitch.core.defaults.SOCKET", str(agent.socket_path))
+    agent.answers["POST", SWITCH] = (200, operation())
+    agent.answers["POST", "/v1/services/shop/rollback"] = (200, operation(kind="rollback"))
+    return agent
+
+
+BROKEN = {
+    "no YAML": b"agent: [\n",
+    "no socket": b"agent: {socket: relative}\n",
+    "no UTF-8": b"agent: {socket: /\xff}\n",
+    "empty": b"",
+    "a list": b"- a\n",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("command", ["status", "green", "rollback"])
+def test_a_broken_configuration_file_keeps_nobody_from_the_usual_agent(
+    run: Run, usual_agent: FakeAgent, directory: Path, command: str, content: bytes
+):
+    """It works, and says on stderr which agent that was and why."""
+    path = directory / "lbswitch.yaml"
+    path.write_bytes(content)
+    ran = run(command, "--config", path, "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)
+    assert f"note: {usual_agent.socket_path} was asked" in ran.err
+    assert str(path) in ran.err
+
+
+def test_a_directory_is_a_broken_configuration_file(run: Run, usual_agent: FakeAgent, directory: Path):
+    ran = run("status", "--config", directory)
+    assert ran.code == 0
+    assert "is a directory" in ran.err
+
+
+@pytest.mark.parametrize("broken", ["servces: {}\n", "services: [\n", "stray\n", "services: {shop: {}}\nagnt: {}\n"])
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_the_agent_section_counts_whatever_is_wrong_elsewhere(
+    run: Run, agent: FakeAgent, directory: Path, broken: str, order: str
+):
+    section = f"agent:\n  socket: {agent.socket_path}\n"
+    path = directory / "lbswitch.yaml"
+    path.write_text(section + broken if order == "first" else broken + section)
+    ran = run("status", "--config", path)
+    assert (ran.code, ran.err) == (0, "")
+
+
+def test_when_nobody_answers_either_both_are_said(run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is wrong with the file, and how to name the socket without one."""
+    monkeypatch.setattr("lbswitch.core.defaults.SOCKET", str(directory / "none.sock"))
+    path = directory / "lbswitch.yaml"
+    path.write_text("agent: [\n")
+    ran = run("rollback", "--config", path, "--json")
+    assert ran.code == 6
+    for said in (ran.err, json.loads(ran.out)["detail"]):
+        assert f"nobody answers on {directory / 'none.sock'}" in said
+        assert f"{path}:" in said
+        assert "--socket or LBSWITCH_SOCKET" in said
+
+
+def test_a_refusal_by_the_usual_agent_names_it_too(run: Run, usual_agent: FakeAgent, directory: Path):
+    usual_agent.answers["POST", SWITCH] = problem(409, 7, "no")
+    (directory / "lbswitch.yaml").write_text("")
+    ran = run("green", "--config", directory / "lbswitch.yaml")
+    assert ran.code == 7
+    assert "was asked" in ran.err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_usual_configuration_file_need_not_be_there(
+    run: Run, usual_agent: FakeAgent, directory: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+):
+    """But one that is there and broken is named."""
+    monkeypatch.setattr("lbswitch.core.defaults.CONFIG", str(directory / "lbswitch.yaml"))
+    if there:
+        (directory / "lbswitch.yaml").write_text("agent: [\n")
+    ran = run("status")
+    assert ran.code == 0
+    assert (str(directory / "lbswitch.yaml") in ran.err) is there
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root becomes somebody else")
+@pytest.mark.parametrize("how", ["named", "usual"])
+def test_a_configuration_file_that_may_not_be_read_keeps_nobody_from_the_usual_agent(
+    run: Run, usual_agent: FakeAgent, directory: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    assert usual_agent.socket_path is not None
+    directory.chmod(0o755)
+    usual_agent.socket_path.chmod(0o666)
+    path = directory / "lbswitch.yaml"
+    path.write_text("")
+    path.chmod(0)
+    monkeypatch.setattr("lbswitch.core.defaults.CONFIG", str(path))
+    with nobody():
+        ran = run("status", *(["--config", path] if how == "named" else []))
+    assert (ran.code, ran.err.count("Usage:")) == (0, 0)
+    assert "may not be read by this user" in ran.err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root becomes somebody else")
+@pytest.mark.parametrize("option", ["--config", "--socket"])
+def test_a_path_that_may_not_be_read_is_told_in_our_words(run: Run, directory: Path, option: str):
+    """Not as a command line that makes no sense."""
+    directory.chmod(0o755)
+    with dead_socket(directory / "x") as path:
+        path.chmod(0)
+        with nobody():
+            ran = run("check" if option == "--config" else "status", option, path)
+    assert ran.code == (2 if option == "--config" else 8)
+    assert "Usage:" not in ran.err
+    assert str(path) in ran.err
 
 
 # -- the same options before and after the command -----------------------------------------------------------

@@ -12,6 +12,7 @@ from lbswitch.cli.options import LazyGroup, Settings
 from lbswitch.cli.output import complain, paragraph, problem_document, say_json
 from lbswitch.cli.sentences import operation_sentence
 from lbswitch.client import AgentProblem, NobodyAnswers
+from lbswitch.core import defaults
 from lbswitch.errors import ConfigError, InvalidRequest, LbswitchError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(given, prog_name="lbswitch", standalone_mode=False, obj=settings)
+        _note_the_socket(settings)
         return code if isinstance(code, int) else 0
     except (_Interrupted, click.Abort):
         return _give_up("interrupted; an operation that the agent was asked for goes on", settings)
@@ -109,6 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(LbswitchError(str(error)), settings)
     except Exception as error:
         return _bug(error, settings)
+
+
+def _note_the_socket(settings: Settings) -> None:
+    """Whoever was answered by the usual agent learns that the configuration file may mean another one."""
+    if settings.config_error is not None:
+        complain(f"lbswitch: note: {defaults.SOCKET} was asked; {paragraph(settings.socket_advice(), '  ')}")
 
 
 def _give_up(text: str, settings: Settings) -> int:
@@ -137,11 +145,14 @@ def _agent_said_no(error: AgentProblem, settings: Settings) -> int:
         complain(operation_sentence(operation))
     if not operations:
         complain(f"lbswitch: {paragraph(error)}")
+    _note_the_socket(settings)
     return error.exit_code
 
 
 def _failed(error: LbswitchError, settings: Settings) -> int:
     advice = f"\n{settings.start_advice()}" if isinstance(error, NobodyAnswers) else ""
+    if settings.config_error is not None:
+        advice += f"\n{settings.socket_advice()}"
     if settings.json:
         say_json({**problem_document(error), "detail": f"{error}{advice}"})
     prefix = "" if isinstance(error, ConfigError) else "lbswitch: "

@@ -11,9 +11,10 @@ import click
 import lbswitch
 from lbswitch.client import Client, HttpUrl, UnixSocket
 from lbswitch.core import defaults
-from lbswitch.errors import InvalidRequest, LbswitchError, UnknownService
+from lbswitch.errors import ConfigError, InvalidRequest, LbswitchError, Problem, UnknownService
 
 _COMPLETION_TIMEOUT_S = 0.5
+_NAME_THE_SOCKET = "--socket or LBSWITCH_SOCKET name the agent's socket without a configuration file"
 _ALIKE = 0.7  # from here on a name is worth suggesting (difflib's ratio): `greeen`, but not `--url` for `--all`
 
 
@@ -28,6 +29,7 @@ class Settings:
         self.socket: str | None = None
         self.url: str | None = None
         self.service: str | None = None
+        self.config_error: ConfigError | None = None  # why the socket is not the one that the file names
 
     @property
     def config_path(self) -> str:
@@ -60,15 +62,33 @@ class Settings:
         return UnixSocket(self._configured_socket())
 
     def _configured_socket(self) -> str:
-        """`agent.socket` of the configuration file. Only one that was named has to be there and readable."""
-        path = self.config_path
-        if not self._named_config and not os.access(path, os.R_OK):
+        """`agent.socket` of the configuration file, else the usual one: a broken file keeps nobody from a rollback.
+
+        Raises: ConfigError, when a file was named that is not there: a typo never reaches another agent.
+        """
+        if not self._named_config and _is_absent(defaults.CONFIG):
             return defaults.SOCKET
         from pathlib import Path
 
-        from lbswitch.configfile import socket_of
+        from lbswitch.configfile import likely_socket, socket_of
 
-        return socket_of(Path(path))
+        path = Path(self.config_path)
+        try:
+            return socket_of(path)
+        except ConfigError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and self._named_config:
+                message = f"{error.problems[0].message}; {_NAME_THE_SOCKET}"
+                raise ConfigError(error.source, [Problem(message)]) from error
+            if (socket := likely_socket(path)) is not None:
+                return socket
+            self.config_error = error
+            return defaults.SOCKET
+
+    def socket_advice(self) -> str:
+        """Why the usual socket was used although there is a configuration file; empty when that is not so."""
+        if self.config_error is None:
+            return ""
+        return f"the configuration file does not tell the socket:\n{self.config_error}\n{_NAME_THE_SOCKET}"
 
     def start_advice(self) -> str:
         """How to start the agent that does not answer."""
@@ -90,6 +110,16 @@ class Settings:
         """Raises InvalidRequest when `--url` asks for what can only be done on this host."""
         if self.url:
             raise InvalidRequest(f"{command} works on this host's files and can't be asked for through --url")
+
+
+def _is_absent(path: str) -> bool:
+    try:
+        os.stat(path)  # noqa: PTH116 - pathlib would have to be loaded
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _checked_url(url: str, source: str) -> str:
@@ -161,11 +191,11 @@ def _global_options() -> list[click.Parameter]:
         ),
         _global("--json", is_flag=True, callback=_say_json, text="Print exactly one JSON document on stdout."),
         _global(
-            "--config", callback=_remember, metavar="FILE", type=click.Path(),
+            "--config", callback=_remember, metavar="FILE", type=click.Path(readable=False),
             text=f"Configuration file (LBSWITCH_CONFIG; {defaults.CONFIG}).",
         ),
         _global(
-            "--socket", callback=_remember, metavar="PATH", type=click.Path(),
+            "--socket", callback=_remember, metavar="PATH", type=click.Path(readable=False),
             text="The agent's unix socket (LBSWITCH_SOCKET; agent.socket of the configuration).",
         ),
         _global(
