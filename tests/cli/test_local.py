@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from tests.support.agent import Agent
 from tests.support.ports import free_port
 
 CONFIGURATION = """
@@ -96,6 +97,35 @@ def test_balancer_start_says_what_has_to_come_first(run: Run, configuration: Pat
     ran = run("balancer", "start", "--config", configuration)
     assert ran.code == 1
     assert "nothing is installed yet" in ran.err
+
+
+def test_balancer_commands_say_what_they_did(run: Run, directory: Path, kind: str):
+    """Also that there was nothing to do; never a sentence that reads as if nothing had happened."""
+    directory.chmod(0o755)
+    color = {"servers": [f"127.0.0.1:{free_port()}"]}
+    services = {"shop": {"bind": f"127.0.0.1:{free_port()}", "blue": color, "green": color}}
+    services["shop"]["green"] = {"servers": [f"127.0.0.1:{free_port()}"]}
+    with Agent(directory, {"balancer": {"kind": kind}, "services": services}) as agent:
+        agent.stop()
+        said = {}
+        for command in ("start", "restart", "stop", "stop", "restart", "stop", "start"):
+            ran = run("balancer", command, "--config", agent.config_path)
+            assert ran.code == 0, ran.err
+            said.setdefault(command, []).append(ran.out.splitlines())
+        found = json.loads(run("balancer", "status", "--json", "--config", agent.config_path).out)
+    name, revision = f"{kind} {found['version']}", f"(revision {found['revision']})"
+    assert [lines[0] for lines in said["stop"]] == [
+        f"{name} stopped {revision}",
+        f"{name} was not running {revision}",
+        f"{name} stopped {revision}",
+    ]
+    assert [lines[0] for lines in said["start"]] == [f"{name} runs already {revision}", f"{name} started {revision}"]
+    assert [lines[0] for lines in said["restart"]] == [
+        f"{name} restarted {revision}",
+        f"{name} was not running and was started {revision}",
+    ]
+    assert said["start"][1][1].startswith("  shop: blue, generation ")
+    assert {len(lines) for lines in said["stop"]} == {1}
 
 
 def test_the_agent_refuses_a_wrong_configuration(run: Run, directory: Path):

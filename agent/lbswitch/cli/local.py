@@ -99,7 +99,9 @@ def start(settings: Settings) -> None:
     Example:
       lbswitch balancer start
     """
-    _tell(settings, _handle(settings).start())
+    handle = _handle(settings)
+    ran = handle.status()["running"]
+    _tell_change(settings, handle.start(), "runs already" if ran else "started")
 
 
 @balancer.command()
@@ -113,7 +115,9 @@ def stop(settings: Settings) -> None:
     Example:
       lbswitch balancer stop
     """
-    _tell(settings, _handle(settings).stop())
+    handle = _handle(settings)
+    ran = handle.status()["running"]
+    _tell_change(settings, handle.stop(), "stopped" if ran else "was not running")
 
 
 @balancer.command()
@@ -127,7 +131,9 @@ def restart(settings: Settings) -> None:
     Example:
       lbswitch balancer restart
     """
-    _tell(settings, _handle(settings).restart())
+    handle = _handle(settings)
+    ran = handle.status()["running"]
+    _tell_change(settings, handle.restart(), "restarted" if ran else "was not running and was started")
 
 
 @balancer.command()
@@ -149,13 +155,30 @@ def _handle(settings: Settings) -> BalancerHandle:
     return local.balancer(Path(settings.config_path))
 
 
+def _tell_change(settings: Settings, found: dict[str, Any], outcome: str) -> None:
+    """What a command did to the balancer, in one line; the routes are of interest only while it serves them."""
+    if settings.json:
+        say_json(found)
+        return
+    say(f"{found['kind']} {found['version']} {outcome} ({_revision(found)})")
+    if found["running"]:
+        _tell_routes(found)
+
+
 def _tell(settings: Settings, found: dict[str, Any]) -> None:
     if settings.json:
         say_json(found)
         return
     runs = "is running" if found["running"] else "is not running"
-    revision = f"revision {found['revision']}" if found["revision"] else "nothing is installed"
-    say(f"{found['kind']} {found['version']} {runs}, {revision}")
+    say(f"{found['kind']} {found['version']} {runs}, {_revision(found)}")
+    _tell_routes(found)
+
+
+def _revision(found: dict[str, Any]) -> str:
+    return f"revision {found['revision']}" if found["revision"] else "nothing is installed"
+
+
+def _tell_routes(found: dict[str, Any]) -> None:
     for name, service in found.get("services", {}).items():
         share = "" if service["weight"] == 100 else f" {service['weight']}%"
         say(f"  {name}: {service['live']}{share}, generation {service['generation']}")
