@@ -20,7 +20,8 @@ def check(settings: Settings) -> None:
     r"""Judge the configuration file, the templates and what they render, with the balancer's own checker.
 
     All that is wrong is said at once, each with file and line, and the exit code is 2 (configuration) or 4 (the
-    balancer says no). It changes nothing, needs no agent and does not ask the servers.
+    balancer says no). It changes nothing, needs no agent and does not ask the servers; ports that others hold it does
+    not see.
 
     \b
     Examples:

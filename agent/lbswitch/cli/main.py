@@ -69,12 +69,12 @@ def cli() -> None:
     \b
     Exit codes:
       0    done, or it was so already
-      1    unexpected error
+      1    unexpected error, or putting back a failed switch failed too (the agent goes on trying)
       2    usage or configuration error
       3    refused by a gate, nothing was changed
       4    failed and was reverted, nothing was changed
       6    the agent can't be reached, or went away before it answered
-      7    conflict: --expect does not hold, or another operation is running
+      7    conflict: --expect does not hold and there is something to do, or another operation is running
       8    not allowed
       130  interrupted with Ctrl-C
 
@@ -84,7 +84,8 @@ def cli() -> None:
       NO_COLOR                                         no color on a terminal either
 
     The agent is looked for at --url, --socket, LBSWITCH_URL, LBSWITCH_SOCKET, the configuration file's
-    agent.socket, and /run/lbswitch/agent.sock, in this order.
+    agent.socket, and /run/lbswitch/agent.sock, in this order. The last one is also asked, with a note, when the file
+    is too broken to tell.
     """
 
 

@@ -36,7 +36,7 @@ reason_option = click.option(
     "--reason", metavar="TEXT", callback=_utf8, help="Why; kept in the history. One line, 500 characters at most."
 )
 _force = click.option("--force", is_flag=True, help="Pass the gates that can be passed: health and freeze.")
-_dry_run = click.option("--dry-run", is_flag=True, help="Say what would happen, up to the first change, and stop.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would happen and change nothing.")
 
 
 def _switch_options(function: Decorated) -> Decorated:
@@ -69,7 +69,8 @@ _HELP = """Send the traffic of a service to {color}.
 The agent checks its gates (is {color} healthy, is the service frozen, does --expect hold), renders and checks the
 configuration if it has to change, writes down what it is about to do, moves the traffic in one step, and then
 asks the service's own listener until it has seen {color} answer with the new generation, several times in a row.
-Only then it is reported as done. If it is not seen in time, everything is put back and the exit code is 4.
+Only then it is reported as done. If it is not seen in time, everything is put back and the exit code is 4; it is
+1 when that fails too, and the agent goes on trying.
 
 It never drops a request, never needs a reload with the default `switching`, and never leaves a half-done switch
 behind: an agent that dies in the middle finishes or reverts when it starts. It never stops the other color's
@@ -83,8 +84,8 @@ Examples:
   lbswitch {color} --all --dry-run
 
 \b
-Exit codes: 0 done or already so, 3 refused by a gate, 4 failed and reverted, 6 agent unreachable,
-7 --expect does not hold or another operation is running; all of them: lbswitch --help
+Exit codes: 0 done or already so, 1 putting back failed too, 3 refused by a gate, 4 failed and reverted,
+6 agent unreachable, 7 --expect does not hold or another operation is running; all: lbswitch --help
 """
 
 
@@ -148,11 +149,11 @@ blue = _color_command("blue", "green")
 @_dry_run
 @pass_settings
 def rollback(settings: Settings, /, **options: Any) -> None:
-    r"""Go back to what was serving before.
+    r"""Go back to what was serving before, for one service.
 
     "Before" is the color that the last switch left, or the live color when a canary gets part of the traffic. It
     works like any other switch: gates, one step, seen at the listener, or put back. A freeze does not stand in its
-    way, and neither does a template that was broken since.
+    way, and neither does a template or a configuration file that was broken since.
 
     It never goes back twice: after a rollback say `lbswitch green` or `lbswitch blue` to go forward again. It never
     goes to a color whose servers are unhealthy, unless --force says so.
@@ -163,8 +164,8 @@ def rollback(settings: Settings, /, **options: Any) -> None:
       lbswitch rollback --service shop --reason "errors in checkout"
 
     \b
-    Exit codes: 0 done, 3 refused (nothing to go back to, or it is unhealthy), 4 failed and reverted,
-    6 agent unreachable, 7 another operation is running; all of them: lbswitch --help
+    Exit codes: 0 done, 1 putting back failed too, 3 refused (nothing to go back to, or it is unhealthy),
+    4 failed and reverted, 6 agent unreachable, 7 another operation is running; all of them: lbswitch --help
     """
     client = settings.client()
     _report(settings, client.rollback(settings.chosen_service(client), _given(options)))
