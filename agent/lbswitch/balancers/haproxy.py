@@ -17,6 +17,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lbswitch.balancers import listener
@@ -33,7 +34,7 @@ from lbswitch.core.config import Config, Mode
 from lbswitch.core.model import Intent, Observation, ServerKey
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import CheckFailed, CommitFailed, StartFailed, StateError
-from lbswitch.ports import Rendered
+from lbswitch.ports import Rendered, RenderedFile
 
 _MANY_DRAINING = 5
 _FILES_BESIDE_CONNECTIONS = 200
@@ -86,21 +87,17 @@ class HAProxy:
         Raises: CheckFailed, BalancerMissing, StateError.
         """
         self._refuse_unusable_binds()
-        with self._staged(rendered) as staging:
+        with self._rendered.staged(self._with_maps(rendered)) as staging:
             self._program.check(staging)
 
-    @contextlib.contextmanager
-    def _staged(self, rendered: Rendered) -> Iterator[Path]:
-        """What the checker looks at. Maps that it can't read, or that are not there yet, are empty ones beside it."""
-        with self._rendered.staged(rendered) as staging:
-            missing = [path for path in (self._files.live, self._files.weights) if not os.access(path, os.R_OK)]
-            configuration = staging / "haproxy.cfg"
-            text = configuration.read_bytes()
-            for path in missing:
-                (staging / path.name).touch()
-                text = text.replace(os.fsencode(path), os.fsencode(staging / path.name))
-            configuration.write_bytes(text)
-            yield staging
+    def _with_maps(self, rendered: Rendered) -> Rendered:
+        """As the checker needs it: maps that are not there yet, or not for this user, are empty ones beside it."""
+        missing = [path for path in (self._files.live, self._files.weights) if not os.access(path, os.R_OK)]
+        files = list(rendered.files)
+        for path in missing:
+            # HAProxy looks for relative files in the directory that it is told to check (-C).
+            files = [replace(file, content=_renamed(file, path)) for file in files]
+        return replace(rendered, files=(*files, *(RenderedFile(path.name, b"") for path in missing)))
 
     def _refuse_unusable_binds(self) -> None:
         """HAProxy's checker does not bind, so it sees neither of these. Raises: CheckFailed."""
@@ -371,6 +368,11 @@ class HAProxy:
                     f"{len(draining)} old HAProxy workers still finish long connections after reloads and take memory "
                     "until they are done, half an hour at most"
                 )
+
+
+def _renamed(file: RenderedFile, path: Path) -> bytes:
+    """The file's content with a path in it made relative; certificates have no paths."""
+    return file.content if file.secret else file.content.replace(os.fsencode(path), os.fsencode(path.name))
 
 
 def _words(error: Exception) -> str:

@@ -109,9 +109,9 @@ class Nginx:
             raise CheckFailed("\n".join(filter(None, problems)))
         with self._rendered.staged(rendered) as staging:
             # Relative paths start from the prefix, so pid, logs and temporary files of the check go with the staging.
-            make_directory(staging / "tmp")
             argv = [self._program().path, "-t", "-q", "-p", str(staging), "-c", str(staging / _FILE), "-e", "stderr"]
             try:
+                make_directory(staging / "tmp")
                 result = procs.run(argv, timeout_s=_CHECK_S)
             except (OSError, procs.TimedOut) as error:
                 raise CheckFailed(f"nginx -t could not judge the configuration: {error}") from error

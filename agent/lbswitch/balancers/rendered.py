@@ -49,13 +49,12 @@ class RenderedDirectory:
         """
         with contextlib.ExitStack() as stack:
             try:
-                staging = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lbswitch-check-")))
+                staging = Path(stack.enter_context(_temporary_directory()))
                 for file in rendered.files:
                     _write_briefly(staging / file.name, file)
             except OSError as error:
                 raise StateError(
-                    f"no room to check in {error.filename or 'a temporary directory'}: {error.strerror}; "
-                    "nothing was changed"
+                    f"no temporary directory to check in: {error.strerror}; nothing was changed (TMPDIR chooses another)"
                 ) from error
             yield staging
 
@@ -118,6 +117,10 @@ class RenderedDirectory:
         for path in newest_first[_KEEP:]:
             if path.name != keep:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="lbswitch-check-", ignore_cleanup_errors=True)  # mode 0700
 
 
 def _write_briefly(path: Path, file: RenderedFile) -> None:

@@ -106,7 +106,7 @@ def test_every_kind_of_service_passes_without_a_warning(make, service):
     )
     rendered = managed.haproxy.render(managed.intent)
     managed.haproxy.check(rendered)
-    with managed.haproxy._staged(rendered) as staging:
+    with managed.haproxy._rendered.staged(managed.haproxy._with_maps(rendered)) as staging:
         ok, output = managed.haproxy._program.run(["-c", "-C", str(staging), "-f", "haproxy.cfg"])
     assert ok
     complaints = [line for line in output.splitlines() if line.startswith(("[WARNING]", "[ALERT]"))]
