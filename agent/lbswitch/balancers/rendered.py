@@ -54,7 +54,7 @@ class RenderedDirectory:
                     _write_briefly(staging / file.name, file)
             except OSError as error:
                 raise StateError(
-                    f"no temporary directory to check in: {error.strerror}; nothing was changed (TMPDIR chooses another)"
+                    f"nowhere to check: {error.strerror}; nothing was changed (TMPDIR names another directory)"
                 ) from error
             yield staging
 
