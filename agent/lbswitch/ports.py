@@ -60,7 +60,7 @@ class Balancer(Protocol):
     def render(self, intent: Intent) -> Rendered:
         """The configuration for this intent. Changes nothing; the same inputs give the same bytes.
 
-        Raises: RenderFailed.
+        Raises: RenderFailed, CheckFailed (files that rendering needs, such as TLS keys, are missing or unfit).
         """
 
     def check(self, rendered: Rendered) -> None:

@@ -235,6 +235,14 @@ def usual_agent(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> FakeAgent:
     return agent
 
 
+@pytest.fixture
+def usual_file(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration file that is read when none is named."""
+    path = directory / "lbswitch.yaml"
+    monkeypatch.setattr("lbswitch.core.defaults.CONFIG", str(path))
+    return path
+
+
 BROKEN = {
     "no YAML": b"agent: [\n",
     "no socket": b"agent: {socket: relative}\n",
@@ -247,20 +255,35 @@ BROKEN = {
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("command", ["status", "green", "rollback"])
 def test_a_broken_configuration_file_keeps_nobody_from_the_usual_agent(
-    run: Run, usual_agent: FakeAgent, directory: Path, command: str, content: bytes
+    run: Run, usual_agent: FakeAgent, usual_file: Path, command: str, content: bytes
 ):
     """It works, and says on stderr which agent that was and why."""
-    path = directory / "lbswitch.yaml"
-    path.write_bytes(content)
-    ran = run(command, "--config", path, "--json")
+    usual_file.write_bytes(content)
+    ran = run(command, "--json")
     assert ran.code == 0
     assert json.loads(ran.out)
     assert f"note: {usual_agent.socket_path} was asked" in ran.err
+    assert str(usual_file) in ran.err
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("command", ["status", "green", "rollback"])
+def test_a_named_file_that_does_not_tell_the_socket_reaches_nobody(
+    run: Run, usual_agent: FakeAgent, directory: Path, command: str, content: bytes
+):
+    """On a host with several agents the command is meant for one of them, and for no other."""
+    path = directory / "second.yaml"
+    path.write_bytes(content)
+    ran = run(command, "--config", path)
+    assert ran.code == 2
     assert str(path) in ran.err
+    assert "--socket or LBSWITCH_SOCKET" in ran.err
+    assert usual_agent.requests == []
 
 
-def test_a_directory_is_a_broken_configuration_file(run: Run, usual_agent: FakeAgent, directory: Path):
-    ran = run("status", "--config", directory)
+def test_a_directory_is_a_broken_configuration_file(run: Run, usual_agent: FakeAgent, usual_file: Path):
+    usual_file.mkdir()
+    ran = run("status")
     assert ran.code == 0
     assert "is a directory" in ran.err
 
@@ -277,23 +300,24 @@ def test_the_agent_section_counts_whatever_is_wrong_elsewhere(
     assert (ran.code, ran.err) == (0, "")
 
 
-def test_when_nobody_answers_either_both_are_said(run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch):
+def test_when_nobody_answers_either_both_are_said(
+    run: Run, directory: Path, usual_file: Path, monkeypatch: pytest.MonkeyPatch
+):
     """What is wrong with the file, and how to name the socket without one."""
     monkeypatch.setattr("lbswitch.core.defaults.SOCKET", str(directory / "none.sock"))
-    path = directory / "lbswitch.yaml"
-    path.write_text("agent: [\n")
-    ran = run("rollback", "--config", path, "--json")
+    usual_file.write_text("agent: [\n")
+    ran = run("rollback", "--json")
     assert ran.code == 6
     for said in (ran.err, json.loads(ran.out)["detail"]):
         assert f"nobody answers on {directory / 'none.sock'}" in said
-        assert f"{path}:" in said
+        assert f"{usual_file}:" in said
         assert "--socket or LBSWITCH_SOCKET" in said
 
 
-def test_a_refusal_by_the_usual_agent_names_it_too(run: Run, usual_agent: FakeAgent, directory: Path):
+def test_a_refusal_by_the_usual_agent_names_it_too(run: Run, usual_agent: FakeAgent, usual_file: Path):
     usual_agent.answers["POST", SWITCH] = problem(409, 7, "no")
-    (directory / "lbswitch.yaml").write_text("")
-    ran = run("green", "--config", directory / "lbswitch.yaml")
+    usual_file.write_text("")
+    ran = run("green")
     assert ran.code == 7
     assert "was asked" in ran.err
 
@@ -312,19 +336,16 @@ def test_the_usual_configuration_file_need_not_be_there(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="root becomes somebody else")
-@pytest.mark.parametrize("how", ["named", "usual"])
 def test_a_configuration_file_that_may_not_be_read_keeps_nobody_from_the_usual_agent(
-    run: Run, usual_agent: FakeAgent, directory: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    run: Run, usual_agent: FakeAgent, directory: Path, usual_file: Path
 ):
     assert usual_agent.socket_path is not None
     directory.chmod(0o755)
     usual_agent.socket_path.chmod(0o666)
-    path = directory / "lbswitch.yaml"
-    path.write_text("")
-    path.chmod(0)
-    monkeypatch.setattr("lbswitch.core.defaults.CONFIG", str(path))
+    usual_file.write_text("")
+    usual_file.chmod(0)
     with nobody():
-        ran = run("status", *(["--config", path] if how == "named" else []))
+        ran = run("status")
     assert (ran.code, ran.err.count("Usage:")) == (0, 0)
     assert "may not be read by this user" in ran.err
 

@@ -64,7 +64,7 @@ class Settings:
     def _configured_socket(self) -> str:
         """`agent.socket` of the configuration file, else the usual one: a broken file keeps nobody from a rollback.
 
-        Raises: ConfigError, when a file was named that is not there: a typo never reaches another agent.
+        Raises: ConfigError, when a file was named that does not tell it: that command is meant for no other agent.
         """
         if not self._named_config and _is_absent(defaults.CONFIG):
             return defaults.SOCKET
@@ -76,11 +76,10 @@ class Settings:
         try:
             return socket_of(path)
         except ConfigError as error:
-            if isinstance(error.__cause__, FileNotFoundError) and self._named_config:
-                message = f"{error.problems[0].message}; {_NAME_THE_SOCKET}"
-                raise ConfigError(error.source, [Problem(message)]) from error
             if (socket := likely_socket(path)) is not None:
                 return socket
+            if self._named_config:
+                raise ConfigError(error.source, [*error.problems, Problem(_NAME_THE_SOCKET)]) from error
             self.config_error = error
             return defaults.SOCKET
 
