@@ -12,7 +12,7 @@ from lbswitch.cli.switching import reason_option
 
 
 @click.command(cls=Command, for_service=True, short_help="Allow no switch until released.")
-@reason_option
+@reason_option("shown in the status and when a switch is refused")
 @pass_settings
 def freeze(settings: Settings, reason: str | None) -> None:
     r"""Latch a service: no automatic switch, and none by hand but a rollback, until `lbswitch release`.

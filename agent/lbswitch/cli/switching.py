@@ -32,9 +32,12 @@ def _utf8(_context: click.Context, _parameter: click.Parameter, text: str | None
     return text
 
 
-reason_option = click.option(
-    "--reason", metavar="TEXT", callback=_utf8, help="Why; kept in the history. One line, 500 characters at most."
-)
+def reason_option(kept: str = "kept in the history") -> Decorated:
+    """`--reason`; `kept` says what becomes of it."""
+    words = f"Why; {kept}. One line, 500 characters at most."
+    return click.option("--reason", metavar="TEXT", callback=_utf8, help=words)
+
+
 _force = click.option("--force", is_flag=True, help="Pass the gates that can be passed: health and freeze.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would happen and change nothing.")
 
@@ -44,7 +47,7 @@ def _switch_options(function: Decorated) -> Decorated:
         click.option("--all", "everything", is_flag=True, help="All services at the same instant, or none of them."),
         _dry_run,
         _force,
-        reason_option,
+        reason_option(),
         click.option(
             "--expect",
             metavar="COLOR",
@@ -144,7 +147,7 @@ blue = _color_command("blue", "green")
 
 
 @click.command(cls=Command, for_service=True, short_help="Go back to what was serving before.")
-@reason_option
+@reason_option()
 @_force
 @_dry_run
 @pass_settings
