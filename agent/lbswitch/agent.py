@@ -79,11 +79,7 @@ class Agent:
         for name, service in self.config.services.items():
             intent = known.get(name) or ServiceIntent(Route(service.initial), newest)
             services[name] = replace(intent, weighted=intent.weighted or service.weights is not None)
-        ejected = frozenset(
-            key
-            for key in self.store.ejected()
-            if key.service in services and key.address in self.config.services[key.service].pool(key.color).servers
-        )
+        ejected = frozenset(key for key in self.store.ejected() if self.config.lists(key))
         return Intent(services, newest, ejected)
 
     async def run(self) -> None:

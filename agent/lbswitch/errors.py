@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class LbswitchError(Exception):
@@ -211,3 +212,22 @@ class NotSeen(BalancerError):
 
     slug = "not-seen"
     title = "Not seen at the listener"
+
+
+def problem_document(error: LbswitchError) -> dict[str, Any]:
+    """The error as an RFC 9457 problem document; `exit_code` is what the command line exits with."""
+    document: dict[str, Any] = {
+        "type": f"urn:lbswitch:problem:{error.slug}",
+        "title": error.title,
+        "status": error.http_status,
+        "detail": str(error),
+        "exit_code": error.exit_code,
+    }
+    if isinstance(error, Refused):
+        document["gate"] = {"name": error.gate, "message": str(error)}
+    if isinstance(error, ConfigError):
+        document["problems"] = [
+            {"file": error.source, "line": problem.line, "path": problem.path, "message": problem.message}
+            for problem in error.problems
+        ]
+    return document

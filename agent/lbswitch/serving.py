@@ -275,7 +275,7 @@ class Serving:
         with self.mutex:
             old = (self.config, self.balancer, self.intent)
             services = {name: self._service_intent(config, name) for name in config.services}
-            ejected = frozenset(key for key in self.intent.ejected if _has(config, key))
+            ejected = frozenset(key for key in self.intent.ejected if config.lists(key))
             after = Intent(services, self.intent.generation, ejected)
             self.config, self.balancer = config, balancer
             try:
@@ -373,11 +373,6 @@ class Serving:
 
 def _changed(before: Intent, after: Intent) -> set[str]:
     return {name for name, intent in after.services.items() if before.services.get(name) != intent}
-
-
-def _has(config: Config, key: ServerKey) -> bool:
-    service = config.services.get(key.service)
-    return service is not None and key.address in service.pool(key.color).servers
 
 
 def _difference(service: str, intent: ServiceIntent, installed: str, seen: Observation) -> str:

@@ -12,28 +12,15 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from lbswitch.core.model import Operation, OperationState
-from lbswitch.errors import BalancerError, ConfigError, InvalidRequest, LbswitchError, Refused
+from lbswitch.errors import BalancerError, InvalidRequest, LbswitchError, Refused, problem_document
 
 MEDIA_TYPE = "application/problem+json"
 _DONE = (OperationState.DONE, OperationState.ALREADY)
 
 
 def problem(error: LbswitchError, **more: Any) -> dict[str, Any]:
-    """The document of an error; `exit_code` is what the command line exits with."""
-    document: dict[str, Any] = {
-        "type": f"urn:lbswitch:problem:{error.slug}",
-        "title": error.title,
-        "status": error.http_status,
-        "detail": str(error),
-        "exit_code": error.exit_code,
-    }
-    if isinstance(error, Refused):
-        document["gate"] = {"name": error.gate, "message": str(error)}
-    if isinstance(error, ConfigError):
-        document["problems"] = [
-            {"path": item.path, "line": item.line, "message": item.message} for item in error.problems
-        ]
-    return {**document, **more}
+    """The document of an error, with further members."""
+    return {**problem_document(error), **more}
 
 
 def respond(document: dict[str, Any]) -> Response:

@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from lbswitch.cli.options import LazyGroup, Settings
-from lbswitch.cli.output import complain, paragraph, problem_document, say_json
+from lbswitch.cli.output import complain, paragraph, say_json
 from lbswitch.cli.sentences import operation_sentence
 from lbswitch.client import AgentProblem, NobodyAnswers
 from lbswitch.core import defaults
-from lbswitch.errors import ConfigError, InvalidRequest, LbswitchError
+from lbswitch.errors import ConfigError, InvalidRequest, LbswitchError, problem_document
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 _COMMANDS = {

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TextIO
 
-from lbswitch.errors import ConfigError, LbswitchError
-
 _STYLES = {"green": "32", "blue": "34", "red": "31", "yellow": "33", "bold": "1", "dim": "2"}
 
 
@@ -101,20 +99,3 @@ def _padded(line: Sequence[Cell], widths: Sequence[int], *, color: bool) -> list
         paint(cell.text, cell.style, color=color) + " " * (width - len(cell.text))
         for cell, width in zip(line, widths, strict=True)
     ]
-
-
-def problem_document(error: LbswitchError) -> dict[str, Any]:
-    """The error as the API would say it (RFC 9457), for errors that happened on this side."""
-    document: dict[str, Any] = {
-        "type": f"urn:lbswitch:problem:{error.slug}",
-        "title": error.title,
-        "status": error.http_status,
-        "detail": str(error),
-        "exit_code": error.exit_code,
-    }
-    if isinstance(error, ConfigError):
-        document["problems"] = [
-            {"file": error.source, "line": problem.line, "path": problem.path, "message": problem.message}
-            for problem in error.problems
-        ]
-    return document

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pydantic_core import PydanticCustomError
 
 from lbswitch.core import defaults
-from lbswitch.core.model import Color
+from lbswitch.core.model import Color, ServerKey
 from lbswitch.core.values import (
     ApiAddress,
     Argument,
@@ -364,6 +364,11 @@ class Config(_Section):
     services: dict[ServiceName, ServiceConfig] = Field(
         min_length=1, max_length=10_000, description="One section for each service, under its name."
     )
+
+    def lists(self, key: ServerKey) -> bool:
+        """Whether that server is in that pool."""
+        service = self.services.get(key.service)
+        return service is not None and key.address in service.pool(key.color).servers
 
     def switching(self, service: str) -> Switching:
         """How this service switches, with the balancer's default filled in."""
