@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from lbswitch.core.decide import PoolFacts
@@ -106,8 +107,20 @@ class Balancer(Protocol):
     def is_running(self) -> bool:
         """Whether the managed balancer's main process is alive."""
 
-    def is_stopped_on_purpose(self) -> bool:
-        """Whether `stop` was the last thing said, so that nobody should start it again by itself."""
+    def why_not_started(self) -> str | None:
+        """Why the agent must not start one that is down: a person stopped it, or it is somebody else's. Else None."""
+
+    def pools(self, rendered: Rendered) -> Mapping[str, int]:
+        """How many servers each `upstream` or `backend` in these files has."""
+
+    def connections(self, service: str) -> int | None:
+        """Connections that clients have open at this service's listener; None when nobody can know from here."""
+
+    def watched(self) -> frozenset[Path]:
+        """Files and directories whose change may have to be acted on, beside the configuration file.
+
+        Templates, certificates and keys; and what lbswitch wrote itself, where a change means drift.
+        """
 
     def warnings(self) -> list[str]:
         """What works but should be mended, as sentences: what, why, how."""

@@ -217,9 +217,9 @@ class Serving:
             if files is not None:
                 self.balancer.install(files)
             if not self.balancer.is_running():
-                if self.balancer.is_stopped_on_purpose():
-                    differences.append(self.stopped())
-                    return differences
+                why = self.balancer.why_not_started()
+                if why is not None:
+                    return [*differences, why]
                 self.balancer.start()
                 self._events.emit("balancer-started", f"{self.config.balancer.kind} {self.balancer.version()} started")
             elif files is not None or not self._runs_what_is_installed():
@@ -231,10 +231,6 @@ class Serving:
             except NotSeen as error:
                 differences.append(str(error))
             return differences
-
-    def stopped(self) -> str:
-        """The sentence for a balancer that a person stopped."""
-        return f"{self.config.balancer.kind} was stopped with lbswitch balancer stop; lbswitch balancer start starts it"
 
     def _differences(self, intent: Intent) -> list[str]:
         on_disk = self.balancer.committed()

@@ -249,7 +249,7 @@ class Switcher:
         balancer = self._serving.balancer
         if balancer.is_running():
             return None
-        why = self._serving.stopped() if balancer.is_stopped_on_purpose() else "the agent is about to start it again"
+        why = balancer.why_not_started() or "the agent is about to start it again"
         return Gate("balancer", f"the balancer is not running: {why}")
 
     def _freeze_gate(self, request: Request, move: _Move) -> Gate | None:

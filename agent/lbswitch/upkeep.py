@@ -67,7 +67,7 @@ class Upkeep:
             self._events.emit("settled", "what was served before a failed switch is served again", level="warning")
         balancer = self._serving.balancer
         self.balancer_is_down = not balancer.is_running()
-        if not self.balancer_is_down or balancer.is_stopped_on_purpose():
+        if not self.balancer_is_down or balancer.why_not_started() is not None:
             self._revive_pause_s = _EVERY_S
         elif time.monotonic() >= self._revive_at:
             self._revive_at = time.monotonic() + self._revive_pause_s

@@ -22,7 +22,7 @@ from lbswitch.core.config_text import notes
 from lbswitch.core.health import ServerHealth
 from lbswitch.core.model import ServerKey
 from lbswitch.core.values import parse_endpoint
-from lbswitch.errors import NotAllowed, StateError
+from lbswitch.errors import ConfigError, NotAllowed, Problem, StateError
 from lbswitch.events import Events
 from lbswitch.health.monitor import HealthMonitor
 from lbswitch.ports import Balancer
@@ -32,7 +32,9 @@ from lbswitch.switch import Switcher
 
 
 def make_balancer(config: Config) -> Balancer:
-    """The adapter that the configuration names."""
+    """The adapter that the configuration names. Raises: ConfigError."""
+    if not config.balancer.managed:
+        raise ConfigError("balancer", [Problem("managed: false is not in this version")])
     if config.balancer.kind is BalancerKind.NGINX:
         from lbswitch.balancers.nginx import Nginx
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from lbswitch.core.config import Config
 from lbswitch.core.decide import PoolFacts, PoolState
@@ -99,8 +100,17 @@ class FakeBalancer:
     def is_running(self) -> bool:
         return self.running
 
-    def is_stopped_on_purpose(self) -> bool:
-        return False
+    def why_not_started(self) -> str | None:
+        return None
+
+    def pools(self, rendered: Rendered) -> Mapping[str, int]:
+        return {}
+
+    def connections(self, service: str) -> int | None:
+        return 0
+
+    def watched(self) -> frozenset[Path]:
+        return frozenset()
 
     def start(self) -> None:
         self.running = True

@@ -16,11 +16,11 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lbswitch.balancers import listener
+from lbswitch.balancers import clients, listener, pools, stopmark, tls_files
 from lbswitch.balancers.haproxy_binds import LONGEST_SOCKET_PATH, too_long
 from lbswitch.balancers.haproxy_maps import MapFiles, Maps, StagedFiles, WorkerMaps
 from lbswitch.balancers.haproxy_process import Process
@@ -130,6 +130,18 @@ class HAProxy:
     def reinstall(self, revision: str) -> None:
         """Put back what was installed before. Raises: StateError."""
         self._rendered.reinstall(revision)
+
+    def pools(self, rendered: Rendered) -> Mapping[str, int]:
+        """Servers of each `backend`."""
+        return pools.haproxy(rendered)
+
+    def connections(self, service: str) -> int | None:
+        """Open connections at the service's listener."""
+        return clients.connections(self._binds[service])
+
+    def watched(self) -> frozenset[Path]:
+        """Templates, certificates and keys, and where maps and rendered files lie."""
+        return frozenset([*self._rendering.template_directories, *tls_files.paths(self._config), self._directory])
 
     # -- what is served --------------------------------------------------------------------------------------
 
@@ -282,9 +294,9 @@ class HAProxy:
         """Whether the master is alive."""
         return self._process.pid() is not None
 
-    def is_stopped_on_purpose(self) -> bool:
-        """Whether `stop` was the last thing said."""
-        return self._stopped.is_set()
+    def why_not_started(self) -> str | None:
+        """That `stop` was the last thing said, if it was."""
+        return stopmark.sentence("HAProxy") if self._stopped.is_set() else None
 
     def start(self) -> None:
         """Start what is installed; nothing happens when it runs already. Raises: StartFailed, BalancerMissing."""

@@ -89,6 +89,11 @@ class Rendering:
             self._last = (inputs, Rendered.of(self._render(intent)))
         return self._last[1]
 
+    @property
+    def template_directories(self) -> tuple[Path, ...]:
+        """Where templates are looked for, the operator's first."""
+        return self._templates.directories
+
     def _inputs(self, intent: Intent) -> object:
         """Everything beside the configuration that the rendered bytes depend on."""
         literal = tuple((name, self._literal(name, intent)) for name in self._config.services)

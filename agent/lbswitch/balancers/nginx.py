@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 
 from lbswitch import procs
-from lbswitch.balancers import listener, nginx_user, nginx_view, tls_files
+from lbswitch.balancers import clients, listener, nginx_user, nginx_view, pools, stopmark, tls_files
 from lbswitch.balancers.nginx_binary import Binary, Program
 from lbswitch.balancers.nginx_pointer import Pointer, make_directory
 from lbswitch.balancers.nginx_process import NginxProcess
@@ -152,6 +152,18 @@ class Nginx:
 
     # -- what is served ----------------------------------------------------------------------------------------
 
+    def pools(self, rendered: Rendered) -> Mapping[str, int]:
+        """Servers of each `upstream`."""
+        return pools.nginx(rendered)
+
+    def connections(self, service: str) -> int | None:
+        """Open connections at the service's listener."""
+        return clients.connections(parse_endpoint(self._config.services[service].bind))
+
+    def watched(self) -> frozenset[Path]:
+        """Templates, certificates and keys, and where pointer and rendered files lie."""
+        return frozenset([*self._templates.directories, *tls_files.paths(self._config), self._state_dir, self._prefix])
+
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Move the pointer; every worker sees it with its next request. Raises: CommitFailed."""
         self._pointer.commit(intent, changed)
@@ -175,9 +187,9 @@ class Nginx:
         """Whether our master process is alive."""
         return self._process.pid() is not None
 
-    def is_stopped_on_purpose(self) -> bool:
-        """Whether `stop` was the last thing said."""
-        return self._process.is_stopped_on_purpose()
+    def why_not_started(self) -> str | None:
+        """That `stop` was the last thing said, if it was."""
+        return stopmark.sentence("nginx") if self._process.is_stopped_on_purpose() else None
 
     def start(self) -> None:
         """Start what is installed; it outlives the caller. Raises: StartFailed."""

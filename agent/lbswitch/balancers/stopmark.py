@@ -23,3 +23,8 @@ class StopMark:
     def is_set(self) -> bool:
         """Whether it was stopped last."""
         return self._path.exists()
+
+
+def sentence(kind: str) -> str:
+    """What is said of a balancer that a person stopped."""
+    return f"{kind} was stopped with lbswitch balancer stop; lbswitch balancer start starts it"

@@ -33,12 +33,12 @@ class Templates:
 
     def __init__(self, kind: str, override: Path | None = None) -> None:
         """Look in `override` (as `override/NAME` or `override/KIND/NAME`), then in the wheel."""
-        self._directories = [
-            *([override / kind, override] if override is not None else []),
+        self.directories = (
+            *((override / kind, override) if override is not None else ()),
             STOCK_TEMPLATES / kind,
-        ]
+        )
         self._environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(self._directories),
+            loader=jinja2.FileSystemLoader(self.directories),
             undefined=jinja2.StrictUndefined,
             finalize=refuse_control_characters,
             autoescape=False,  # noqa: S701 - not HTML; values are validated where they are read
@@ -51,7 +51,7 @@ class Templates:
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
         """Path, time and size of every template: changes when an edit could change what is rendered."""
         found = []
-        for directory in self._directories:
+        for directory in self.directories:
             for path in sorted(directory.glob("*.j2")):
                 status = path.stat()
                 found.append((str(path), status.st_mtime_ns, status.st_size))
@@ -63,7 +63,7 @@ class Templates:
         try:
             return self._environment.get_template(name).render(variables).encode()
         except jinja2.TemplateNotFound as error:
-            looked = ", ".join(str(directory) for directory in self._directories)
+            looked = ", ".join(str(directory) for directory in self.directories)
             raise RenderFailed(f"template {error.name} was not found in {looked}") from error
         except jinja2.TemplateSyntaxError as error:
             raise RenderFailed(f"{error.filename or name}:{error.lineno}: {error.message}") from error

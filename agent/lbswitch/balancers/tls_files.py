@@ -30,6 +30,12 @@ def problems(config: Config, *, may_be_encrypted: bool) -> list[str]:
     ]
 
 
+def paths(config: Config) -> list[Path]:
+    """All of these files."""
+    found = (service.tls for service in config.services.values() if service.tls is not None)
+    return [Path(path) for tls in found for path in (tls.cert, tls.key)]
+
+
 def _problems(tls: TlsConfig, may_be_encrypted: bool) -> list[str]:
     unreadable = [*_unreadable("cert", tls.cert), *_unreadable("key", tls.key)]
     return unreadable or list(_unfit(tls, may_be_encrypted))

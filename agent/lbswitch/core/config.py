@@ -17,6 +17,7 @@ from lbswitch.core.values import (
     ApiAddress,
     Argument,
     BindAddress,
+    ContainerName,
     Duration,
     DurationOrZero,
     FilePath,
@@ -26,6 +27,7 @@ from lbswitch.core.values import (
     SocketPath,
     Stickiness,
     Token,
+    UnitName,
     UrlPath,
 )
 
@@ -56,6 +58,33 @@ def _refuse(misfits: Iterable[Misfit]) -> None:
         raise PydanticCustomError("misfits", "{words}", {"words": words, "misfits": found})
 
 
+class WaitConfig(_Section):
+    """How long edits are left to settle before they are rendered, checked and applied."""
+
+    min: Duration = Field(0.25, description="Quiet time after the last edit.")
+    max: Duration = Field(2.0, description="The longest that edits which go on and on put it off.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.max < self.min:
+            _refuse([Misfit(("max",), "is shorter than min")])
+        return self
+
+
+class OnDrift(StrEnum):
+    """What the agent does when files or the running balancer are not as intended any more."""
+
+    REPORT = "report"
+    REPAIR = "repair"
+
+
+class SnapshotsConfig(_Section):
+    """How many snapshots are kept. Those that a rollback needs are kept beyond that."""
+
+    keep: int = Field(100, ge=10, le=10_000, description="The newest that are kept, whatever their age.")
+    age: Duration = Field(30 * 86400.0, description="Older ones beyond `keep` are removed.")
+
+
 class AgentConfig(_Section):
     """Where the agent keeps its state and where it listens."""
 
@@ -64,6 +93,27 @@ class AgentConfig(_Section):
     )
     socket: SocketPath = Field(defaults.SOCKET, description="Unix socket of the API, mode 0660.")
     listen: ApiAddress | None = Field(None, description="TCP address of the API; loopback only in this version.")
+    wait: WaitConfig = WaitConfig()
+    on_drift: OnDrift = OnDrift.REPORT
+    snapshots: SnapshotsConfig = SnapshotsConfig()
+
+
+class Control(StrEnum):
+    """How a balancer that somebody else manages is checked and reloaded."""
+
+    SIGNAL = "signal"
+    SYSTEMD = "systemd"
+    DOCKER = "docker"
+
+
+_ONLY_MANAGED = ("user", "workers", "connections")
+_ONLY_GUEST = ("config", "output_dir", "control", "unit", "pid_file", "container", "container_paths", "master_socket")
+_OF_CONTROL = {
+    "unit": Control.SYSTEMD,
+    "pid_file": Control.SIGNAL,
+    "container": Control.DOCKER,
+    "container_paths": Control.DOCKER,
+}
 
 
 class BalancerConfig(_Section):
@@ -72,8 +122,8 @@ class BalancerConfig(_Section):
     kind: BalancerKind = Field(description="nginx or haproxy.")
     managed: bool = Field(
         True,
-        description="lbswitch writes the whole main configuration and starts the balancer.",
-        json_schema_extra={"const": True},
+        description="true: lbswitch writes the whole main configuration and starts the balancer. false: it is "
+        "somebody else's, and lbswitch writes files that their configuration includes.",
     )
     binary: FilePath | None = Field(None, description="The program; by default it is looked up.")
     user: Token | None = Field(
@@ -92,13 +142,73 @@ class BalancerConfig(_Section):
         le=1_000_000,
         description="Most connections at once: a worker's (nginx), the process's (HAProxy).",
     )
+    config: tuple[FilePath, ...] | None = Field(
+        None,
+        min_length=1,
+        json_schema_extra={
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {"type": "null"},
+            ]
+        },
+        description="managed: false. The owner's main file (nginx -c), or the files and directories of haproxy -f.",
+    )
+    output_dir: FilePath | None = Field(None, description="managed: false. The directory that lbswitch writes to.")
+    control: Control | None = Field(None, description="managed: false. How to check and reload; signal by default.")
+    unit: UnitName | None = Field(
+        None, description="control: systemd. The unit; by default nginx.service or haproxy.service."
+    )
+    pid_file: FilePath | None = Field(None, description="control: signal. The pid file; else the master is looked for.")
+    container: ContainerName | None = Field(None, description="control: docker. The container's name or id.")
+    container_paths: dict[FilePath, FilePath] | None = Field(
+        None, min_length=1, description="control: docker. Directories here, and where the container has them."
+    )
+    master_socket: SocketPath | None = Field(
+        None, description="HAProxy with managed: false. The master socket (haproxy -S), as this host sees it."
+    )
 
-    @field_validator("managed")
+    @field_validator("config", mode="before")
     @classmethod
-    def _only_managed(cls, value: bool) -> bool:
-        if not value:
-            raise ValueError("is not in this version: lbswitch writes and starts the balancer itself (managed: true)")
-        return value
+    def _one_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value  # a tuple, which strict validation takes
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        _refuse(self._misfits())
+        return self
+
+    def _misfits(self) -> Iterator[Misfit]:
+        foreign = _ONLY_GUEST if self.managed else _ONLY_MANAGED
+        whose = "needs managed: false" if self.managed else "is the owner's to set with managed: false"
+        yield from (Misfit((key,), whose) for key in foreign if self._is_set(key))
+        if not self.managed:
+            yield from self._guest_misfits()
+
+    def _guest_misfits(self) -> Iterator[Misfit]:
+        for key in ("config", "output_dir"):
+            if getattr(self, key) is None:
+                yield Misfit((key,), "is missing, which managed: false needs")
+        if self.kind is BalancerKind.NGINX and self.config is not None and len(self.config) > 1:
+            yield Misfit(("config",), "names several files, but nginx has one main file")
+        if self.kind is BalancerKind.NGINX and self.master_socket is not None:
+            yield Misfit(("master_socket",), "is for kind: haproxy")
+        if self.kind is BalancerKind.HAPROXY and self.master_socket is None:
+            yield Misfit(("master_socket",), "is missing: without haproxy -S a switch reaches no worker")
+        for key, control in _OF_CONTROL.items():
+            if self._is_set(key) and self.controlled_by is not control:
+                yield Misfit((key,), f"is for control: {control}, but control is {self.controlled_by}")
+        if self.controlled_by is Control.DOCKER and self.container is None:
+            yield Misfit(("container",), "is missing, which control: docker needs")
+
+    def _is_set(self, key: str) -> bool:
+        """Whether a default was changed."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+    @property
+    def controlled_by(self) -> Control:
+        """How it is checked and reloaded when it is not managed."""
+        return self.control or Control.SIGNAL
 
 
 class PoolConfig(_Section):
@@ -294,6 +404,13 @@ class VerifyConfig(_Section):
 
     answers: int = Field(3, ge=1, le=100, description="Answers in a row, each on a connection of its own.")
     deadline: Duration = 5.0
+    host: HostHeader | None = Field(
+        None, description="managed: false. Host header, and server name over TLS, of the owner's listener."
+    )
+    tls: bool = Field(False, description="managed: false. Whether the owner's listener speaks TLS.")
+    prefix: UrlPath | None = Field(
+        None, description="HAProxy with managed: false. Put before the question's path, where the path chooses."
+    )
 
 
 class Switching(StrEnum):

@@ -36,10 +36,14 @@ def cross_check(
     agent: AgentConfig | None, balancer: BalancerConfig | None, services: Mapping[str, ServiceConfig]
 ) -> Iterator[Misplaced]:
     """Check the sections that are right by themselves against each other; None is a section that is not."""
-    yield from _listeners(agent, services)
-    yield from _circles(services)
+    is_guest = balancer is not None and not balancer.managed
+    # The listeners of somebody else's balancer may be shared: names and paths tell its services apart there.
+    yield from _listeners(agent, {} if is_guest else services)
+    if not is_guest:
+        yield from _circles(services)
     yield from _names(services)
     if balancer is not None:
+        yield from _whose(balancer, services)
         yield from _abilities(balancer, services)
         yield from _sizes(agent or AgentConfig(), balancer, services)
 
@@ -186,6 +190,25 @@ def _sizes(agent: AgentConfig, balancer: BalancerConfig, services: Mapping[str, 
         if len(path) > _LONGEST_SOCKET:
             words = f"is a path of {len(path)} bytes, and HAProxy can bind {_LONGEST_SOCKET} at most"
             yield Misplaced(("services", name, "bind"), words)
+
+
+_OF_THE_OWNER = {"tls": "verify.tls says that the owner's listener speaks TLS", "http2": "the owner's listener decides"}
+_OF_A_GUEST = ("host", "tls", "prefix")
+
+
+def _whose(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) -> Iterator[Misplaced]:
+    """What is for a listener of ours, and what is for one of somebody else's."""
+    for name, service in services.items():
+        if balancer.managed:
+            for key in _OF_A_GUEST:
+                if getattr(service.verify, key):
+                    yield Misplaced(("services", name, "verify", key), "needs balancer.managed: false")
+            continue
+        for key, instead in _OF_THE_OWNER.items():
+            if getattr(service, key):
+                yield Misplaced(("services", name, key), f"is for a balancer that lbswitch manages: {instead}")
+        if service.verify.prefix is not None and balancer.kind is not BalancerKind.HAPROXY:
+            yield Misplaced(("services", name, "verify", "prefix"), "is for HAProxy")
 
 
 def notes(config: Config) -> list[str]:

@@ -10,6 +10,11 @@ def pool_name(service: str, color: Color) -> str:
     return f"{service}_{color}"
 
 
+def guest_pool_name(service: str, color: Color) -> str:
+    """The same in a configuration that is somebody else's, where `shop_blue` may be theirs: `lbswitch_shop_blue`."""
+    return f"lbswitch_{pool_name(service, color)}"
+
+
 def variable_name(service: str) -> str:
     """The service inside nginx variable names, which hold no `-`: `my-shop` becomes `my_shop`."""
     return service.replace("-", "_")

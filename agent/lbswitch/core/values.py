@@ -38,6 +38,8 @@ _ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?")  # lib
 _PATH = re.compile(r"/[A-Za-z0-9_@+=:./~-]*")
 _SOCKET_PATH = re.compile(r"/[A-Za-z0-9_@+=./~-]*[A-Za-z0-9_@+=~-]")  # nginx ends a socket's path at a colon
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_UNIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9:_.@-]{0,247}\.service")
+_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 _URL_PATH = re.compile(r"/[A-Za-z0-9_@%+=:,./~!$&()*?-]*")
 _HOST_HEADER = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,255}")
@@ -304,6 +306,10 @@ HostHeader = Annotated[str, _named(_HOST_HEADER, "a host name")]
 """A value for the Host header."""
 Token = Annotated[str, _named(_TOKEN, "a name made of letters, digits, _ and - (64 at most)")]
 """The name of a cookie, header, user or source."""
+UnitName = Annotated[str, _named(_UNIT, "the name of a systemd service, such as nginx.service")]
+"""A systemd service unit."""
+ContainerName = Annotated[str, _named(_CONTAINER, "the name or id of a container")]
+"""A container of Docker."""
 ServiceName = Annotated[str, _named(_NAME, _SERVICE_NAME)]
 """The name of a service; it becomes part of file, variable and backend names."""
 Stickiness = Annotated[str, _named(_STICKY, "one of none, address, cookie:NAME and header:NAME")]

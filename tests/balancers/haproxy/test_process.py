@@ -44,14 +44,14 @@ def test_start_and_stop_may_be_repeated(shop):
     master = shop.processes().master
     shop.haproxy.start()
     assert shop.processes().master == master
-    assert not shop.haproxy.is_stopped_on_purpose()
+    assert shop.haproxy.why_not_started() is None
     shop.haproxy.stop()
     shop.haproxy.stop()
-    assert shop.haproxy.is_stopped_on_purpose()
+    assert "lbswitch balancer stop" in str(shop.haproxy.why_not_started())
     assert not shop.haproxy.is_running()
     shop.haproxy.start()
     assert shop.haproxy.is_running()
-    assert not shop.adapter().is_stopped_on_purpose()
+    assert shop.adapter().why_not_started() is None
 
 
 def test_nothing_installed_can_not_be_started(make, service):

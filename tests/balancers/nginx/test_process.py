@@ -53,13 +53,13 @@ def test_start_and_stop_twice(site):
     master = _master(shop).pid
     shop.nginx.start()
     assert _master(shop).pid == master
-    assert not shop.nginx.is_stopped_on_purpose()
+    assert shop.nginx.why_not_started() is None
     shop.nginx.stop()
     shop.nginx.stop()
-    assert shop.nginx.is_stopped_on_purpose()
+    assert "lbswitch balancer stop" in str(shop.nginx.why_not_started())
     assert shop.is_silent()
     shop.nginx.start()
-    assert not shop.nginx.is_stopped_on_purpose()
+    assert shop.nginx.why_not_started() is None
     assert shop.color() == "blue"
 
 

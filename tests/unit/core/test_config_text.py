@@ -344,7 +344,7 @@ class TestProblems:
                 "agent.socket",
                 "is too long for a unix socket: the path has 108 bytes",
             ),
-            ({"balancer": "kind: nginx, managed: false"}, "balancer.managed", "is false, which is not in this version"),
+            ({"balancer": "kind: nginx, unit: x.service"}, "balancer.unit", "needs managed: false"),
             ({"balancer": "kind: nginx, workers: 0"}, "balancer.workers", "is 0, which is less than 1"),
             ({"balancer": "managed: true"}, "balancer.kind", "is missing. nginx or haproxy."),
             ({"Shop": ""}, "services.Shop", "the name is not a service name: a-z first"),
@@ -356,6 +356,29 @@ class TestProblems:
         _, where, message = only_problem(minimal(**sections))
         assert where == path
         assert words in message
+
+    def test_what_a_guest_needs(self):
+        """A balancer of somebody else's: what is missing, and what is theirs to set, is said at once."""
+        text = minimal(balancer="kind: haproxy, managed: false, workers: 2, control: docker, pid_file: /run/x.pid")
+        assert [(path, message) for _, path, message in problems_of(text)] == [
+            ("balancer.workers", "is the owner's to set with managed: false"),
+            ("balancer.config", "is missing, which managed: false needs"),
+            ("balancer.output_dir", "is missing, which managed: false needs"),
+            ("balancer.master_socket", "is missing: without haproxy -S a switch reaches no worker"),
+            ("balancer.pid_file", "is for control: signal, but control is docker"),
+            ("balancer.container", "is missing, which control: docker needs"),
+        ]
+
+    def test_services_of_a_guest_may_share_a_listener(self):
+        """Names and paths tell them apart there; TLS is the owner's."""
+        guest = "kind: nginx, managed: false, config: /etc/nginx/nginx.conf, output_dir: /etc/nginx/lbswitch"
+        pools = "blue: {servers: ['127.0.0.1:1']}, green: {servers: ['127.0.0.1:2']}"
+        listener = "bind: '127.0.0.1:443', verify: {host: a.example, tls: true}"
+        assert parse(minimal(balancer=guest, shop=f"{listener}, {pools}", blog=f"{listener}, {pools}"), "x")
+        _, where, message = only_problem(
+            minimal(balancer=guest, shop=f"bind: '127.0.0.1:443', tls: {{cert: /c, key: /k}}, {pools}")
+        )
+        assert (where, "verify.tls" in message) == ("services.shop.tls", True)
 
     def test_duplicate_key_names_both_lines(self):
         """The first and the second are said, since either may be the wrong one."""
@@ -670,7 +693,7 @@ class TestSchema:
         [
             *({"agent": "state_dir: x"}, {"agent": "socket: /a;b"}, {"agent": "x: 1"}, {"balancer": "kind: x"}),
             *({"agent": "listen: '10.0.0.1:1'"}, {"agent": "listen: 'unix:/a'"}, {"agent": "listen: '*:1'"}),
-            *({"balancer": "managed: true"}, {"balancer": "kind: nginx, managed: false"}, {"Shop": ""}, {"x" * 49: ""}),
+            *({"balancer": "managed: true"}, {"balancer": "kind: nginx, managed: 0"}, {"Shop": ""}, {"x" * 49: ""}),
             {"balancer": "kind: nginx, workers: 257"},
         ],
     )
