@@ -171,7 +171,9 @@ class BalancerConfig(_Section):
     @field_validator("config", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value  # a tuple, which strict validation takes
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value  # strict validation takes no list here
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -369,6 +369,12 @@ class TestProblems:
             ("balancer.container", "is missing, which control: docker needs"),
         ]
 
+    def test_one_file_or_several(self):
+        """`config` is a path, or a list in the order of haproxy -f."""
+        guest = "kind: haproxy, managed: false, output_dir: /etc/haproxy/lbswitch, master_socket: /run/m.sock, config: "
+        assert parse(minimal(balancer=guest + "/a"), "x").balancer.config == ("/a",)
+        assert parse(minimal(balancer=guest + "[/a, /b]"), "x").balancer.config == ("/a", "/b")
+
     def test_services_of_a_guest_may_share_a_listener(self):
         """Names and paths tell them apart there; TLS is the owner's."""
         guest = "kind: nginx, managed: false, config: /etc/nginx/nginx.conf, output_dir: /etc/nginx/lbswitch"
