@@ -1,0 +1,67 @@
+"""What signal and systemd have in common: the balancer's files and processes are this host's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lbswitch import procs
+from lbswitch.balancers.control_masters import Process, command_line
+
+
+class OnThisHost:
+    """Files, programs and paths of this host, as they are."""
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> procs.Result:
+        """Run a program on this host. Raises: OSError, procs.TimedOut."""
+        return procs.run(argv, timeout_s=timeout_s)
+
+    def seen(self, path: Path) -> Path:
+        """The same path."""
+        return path
+
+    def read(self, path: Path) -> bytes:
+        """A file of this host. Raises: OSError."""
+        return path.read_bytes()
+
+    def names(self, directory: Path) -> list[str]:
+        """The entries of a directory of this host. Raises: OSError."""
+        return sorted(entry.name for entry in directory.iterdir())
+
+
+def process(pid: int) -> Process | None:
+    """The process with this pid, if it lives and has a command line (kernel threads and zombies have none)."""
+    import psutil
+
+    try:
+        found = psutil.Process(pid)
+        argv = tuple(found.cmdline())
+        return Process(pid, found.ppid(), argv) if argv else None
+    except psutil.Error:
+        return None
+
+
+def processes() -> list[Process]:
+    """Everything that runs here, without what runs in a container: that sees other files under the same paths."""
+    import psutil
+
+    depth = _depth(os.getpid())
+    return [found for pid in psutil.pids() if (found := process(pid)) is not None and _depth(pid) == depth]
+
+
+def _depth(pid: int) -> int:
+    """In how many process namespaces, from ours on, it has a number (proc_pid_status(5), NSpid)."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return len(line.split())
+    except OSError:
+        pass
+    return 0
+
+
+def arguments_of(pid: int | None) -> list[str]:
+    """Program and arguments of a master; [] when there is none."""
+    found = process(pid) if pid is not None else None
+    return command_line(found.argv) if found is not None else []
