@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +64,20 @@ class Processes:
 class Runtime:
     """The master's socket. One connection a question: nothing is left half-said when a process goes away."""
 
-    def __init__(self, path: Path, timeout_s: float = _TIMEOUT_S) -> None:
-        """Remember where; the socket exists while HAProxy runs. `timeout_s` is for one answer."""
-        self._path = path
+    def __init__(
+        self, path: Path, timeout_s: float = _TIMEOUT_S, is_alive: Callable[[int], bool] | None = None
+    ) -> None:
+        """Remember where; the socket exists while HAProxy runs. `timeout_s` is for one answer.
+
+        `is_alive` says whether a worker still exists; in a container its pid means nothing to this host.
+        """
+        self.path = path
         self._timeout_s = timeout_s
+        self._is_alive = is_alive or _is_alive
+
+    def with_timeout(self, timeout_s: float) -> Runtime:
+        """The same socket, with another patience in seconds."""
+        return Runtime(self.path, timeout_s, self._is_alive)
 
     def processes(self) -> Processes:
         """Master and workers. Raises: Unanswered."""
@@ -106,17 +116,17 @@ class Runtime:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(_TICK_S)
-                connection.connect(str(self._path))
+                connection.connect(str(self.path))
                 connection.sendall(text.encode())
                 connection.shutdown(socket.SHUT_WR)
                 answer = self._read(connection, worker)
         except TimeoutError:
-            raise Silent(f"no answer on {self._path} within {self._timeout_s:g} s") from None
+            raise Silent(f"no answer on {self.path} within {self._timeout_s:g} s") from None
         except OSError as error:
-            raise Unanswered(f"{self._path}: {error.strerror or error}") from error
+            raise Unanswered(f"{self.path}: {error.strerror or error}") from error
         if not answer or answer.startswith(_GONE):
             what = f"worker {worker} is gone" if answer else "the connection ended without an answer"
-            raise Unanswered(f"{self._path}: {what}")
+            raise Unanswered(f"{self.path}: {what}")
         return answer.decode(errors="replace")
 
     def _read(self, connection: socket.socket, worker: int | None) -> bytes:
@@ -126,7 +136,7 @@ class Runtime:
             try:
                 data = connection.recv(65536)
             except TimeoutError:
-                if worker is not None and not _is_alive(worker):
+                if worker is not None and not self._is_alive(worker):
                     return _GONE
                 if time.monotonic() > deadline:
                     raise

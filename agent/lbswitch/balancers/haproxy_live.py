@@ -1,0 +1,204 @@
+"""Both maps on disk and in every worker: they change together, or everything serves what it served before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+
+from lbswitch.balancers.haproxy_maps import MapFiles, Maps, StagedFiles, WorkerMaps
+from lbswitch.balancers.haproxy_runtime import Runtime, Silent, Unanswered
+from lbswitch.balancers.haproxy_servers import Servers
+from lbswitch.core.model import Intent, ServerKey
+from lbswitch.errors import CommitFailed, StateError
+
+_MANY_DRAINING = 5
+_ENDING_S = 0.5
+_HUNG_S = 0.5
+_PAUSE_S = 0.005
+
+
+class LiveMaps:
+    """What a running HAProxy serves: the maps, and the servers that are left out."""
+
+    def __init__(self, files: MapFiles, runtime: Runtime, servers: Servers, is_running: Callable[[], bool]) -> None:
+        """`is_running` says whether there is a master; without one only the disk changes."""
+        self.draining: tuple[int, ...] = ()
+        self._files = files
+        self._runtime = runtime
+        self._brief = runtime.with_timeout(_HUNG_S)
+        self._servers = servers
+        self._is_running = is_running
+        self._behind: set[int] = set()
+        self._ejected: frozenset[ServerKey] = frozenset()
+
+    def commit(self, intent: Intent, changed: Collection[str]) -> None:
+        """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed.
+
+        The disk comes first, so that a worker that starts meanwhile reads the new maps. New maps are prepared
+        everywhere, on disk and in the workers, before the first of them counts: that is where things fail.
+        """
+        try:
+            self._commit(Maps.of(intent))
+        except (OSError, Unanswered) as error:
+            names = ", ".join(sorted(changed)) or "nothing"
+            raise CommitFailed(
+                f"{names} did not move, the maps serve what they served before: {_words(error)}"
+            ) from error
+        if intent.ejected != self._ejected:
+            with contextlib.suppress(CommitFailed):  # the traffic did move; the agent ejects anew when checks change
+                self.eject(intent.ejected)
+
+    def _commit(self, after: Maps) -> None:
+        before = self._files.read()
+        with self._files.staged(after) as files:
+            prepared = self._prepared(after, self.workers(), ())
+            known = [*self._behind, *(update.worker for update in prepared)]
+            try:
+                files.apply()
+                self._commit_in(prepared)
+                self._commit_in(self._prepared(after, self.workers(), known))
+            except (OSError, Unanswered) as error:
+                self._return_to(before, files, error)
+                raise
+
+    def workers(self) -> tuple[int, ...]:
+        """Every worker that answers requests; none when HAProxy does not run. Raises: Unanswered."""
+        if not self._is_running():
+            return ()
+        processes = self._runtime.processes()
+        self.draining = processes.draining
+        return processes.workers
+
+    def _prepared(self, maps: Maps, workers: Collection[int], known: Collection[int]) -> list[WorkerMaps]:
+        """Hand the maps to workers; one that ended meanwhile is left out. Raises: Unanswered; then none has them."""
+        updates: list[WorkerMaps] = []
+        for pid in workers:
+            if pid in known:
+                continue
+            update = WorkerMaps(self._runtime_for(pid), pid, self._files)
+            updates.append(update)
+            try:
+                update.prepare(maps)
+            except Unanswered as error:
+                if self._is_left_behind(pid, error):
+                    updates.pop()
+                    continue
+                for each in updates:
+                    each.discard()
+                raise
+            self._behind.discard(pid)
+        return updates
+
+    def _commit_in(self, updates: Collection[WorkerMaps]) -> None:
+        for update in updates:
+            try:
+                update.commit()
+            except Unanswered as error:
+                if not self._is_left_behind(update.worker, error):
+                    raise
+
+    def _runtime_for(self, worker: int) -> Runtime:
+        """A draining worker may keep nobody waiting for long."""
+        return self._brief if worker in self.draining else self._runtime
+
+    def _is_left_behind(self, worker: int, error: Unanswered) -> bool:
+        """Whether all others may move without this worker. Raises: Unanswered.
+
+        One that ended serves nobody. One that drains since a reload and hangs serves nobody either, and must not
+        stand in the way of a rollback; it is asked again at the next commit, and `warnings` names it until then.
+        """
+        if isinstance(error, Silent) and worker in self.draining:
+            self._behind.add(worker)
+            return True
+        return self._has_ended(worker)
+
+    def _has_ended(self, worker: int) -> bool:
+        """Whether it did not answer because it ended; the master may need a moment to notice. Raises: Unanswered."""
+        deadline = time.monotonic() + _ENDING_S
+        while worker in self.workers():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE_S)
+        return True
+
+    def _return_to(self, before: Maps | None, files: StagedFiles, error: Exception) -> None:
+        """Put the old maps back on disk and in every worker. Raises: CommitFailed when that fails too."""
+        try:
+            files.revert()
+            if before is not None:
+                self._commit_in(self._prepared(before, self.workers(), ()))
+        except (OSError, Unanswered) as second:
+            raise CommitFailed(
+                f"the maps could not be changed ({error}) nor all put back ({second}): workers may disagree until the "
+                "next commit; a restart of HAProxy serves what is on disk"
+            ) from error
+
+    def committed(self) -> Intent | None:
+        """Routes and generations of the maps on disk, or None. Raises: StateError."""
+        directory = self._files.directory
+        try:
+            maps = self._files.read()
+        except PermissionError as error:
+            if not os.access(directory, os.X_OK):  # somebody who checks and may not look there, never the agent
+                return None
+            raise StateError(f"the maps in {directory} can't be read: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise StateError(f"the maps in {directory} can't be read: {error}") from error
+        return None if maps is None else maps.intent()
+
+    # -- servers ---------------------------------------------------------------------------------------------
+
+    def eject(self, ejected: frozenset[ServerKey]) -> None:
+        """Leave exactly these servers out in every worker, now and after the next reload. Raises: CommitFailed."""
+        self._ejected = ejected
+        try:
+            for pid in self.workers():
+                self._eject_from(pid)
+        except Unanswered as error:
+            raise CommitFailed(f"servers could not be taken out or put back: {error}") from error
+
+    def _eject_from(self, worker: int) -> None:
+        try:
+            self._servers.eject(worker, self._ejected)
+        except Unanswered as error:
+            if not self._is_left_behind(worker, error):
+                raise
+
+    def eject_again(self) -> None:
+        """Tell a new worker, which knows nothing of what its predecessor left out."""
+        if self._ejected:
+            with contextlib.suppress(CommitFailed):  # it serves; the agent ejects anew when checks change
+                self.eject(self._ejected)
+
+    # -- what should be mended -------------------------------------------------------------------------------
+
+    def hung_workers(self) -> Iterator[str]:
+        """Sentences about workers that missed the last commit."""
+        if not self._behind:
+            return
+        with contextlib.suppress(Unanswered):
+            for pid in self._behind.intersection(self.workers()):
+                yield (
+                    f"HAProxy worker {pid}, which drains since a reload, hangs and missed the last switch: should "
+                    "it wake up, its open connections would go where they went before; look at it, or end it "
+                    f"with kill {pid}"
+                )
+
+    def many_draining(self, until: str) -> Iterator[str]:
+        """A sentence about too many workers from before reloads; `until` says when they end."""
+        with contextlib.suppress(Unanswered):
+            draining = self._runtime.processes().draining if self._is_running() else ()
+            if len(draining) > _MANY_DRAINING:
+                yield (
+                    f"{len(draining)} old HAProxy workers still finish long connections after reloads and take memory "
+                    f"until they are done, {until}"
+                )
+
+
+def _words(error: Exception) -> str:
+    """What an operating system or a worker said, with the file it is about."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
