@@ -6,18 +6,18 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lbswitch.balancers import haproxy_binds
 from lbswitch.balancers.haproxy_binds import Taken
+from lbswitch.balancers.haproxy_handover import Handover, has_new_worker, until
 from lbswitch.balancers.haproxy_program import Program, alerts
 from lbswitch.balancers.haproxy_runtime import Processes, Runtime, Unanswered
 from lbswitch.core.values import Endpoint
 from lbswitch.errors import CheckFailed, ReloadFailed, StartFailed
 
 _START_S = 15.0
-_RELOAD_S = 30.0
 _SOFT_STOP_S = 10.0
 _STOP_S = 5.0
 _UNSEEN_S = 1.0
@@ -68,7 +68,7 @@ class Process:
         )
         if not started:
             raise StartFailed(f"HAProxy did not start:\n{alerts(output)}")
-        if not _until(lambda: self._has_worker(None), _START_S):
+        if not until(lambda: has_new_worker(self._runtime, ()), _START_S):
             raise StartFailed(f"HAProxy was started, but no worker answered within {_START_S:g} s")
 
     def _wait_for_free(self, binds: Mapping[str, Endpoint]) -> None:
@@ -93,18 +93,13 @@ class Process:
         master = self.pid()
         if master is None:
             raise ReloadFailed("HAProxy does not run, so it can't be reloaded; start it")
-        try:
-            before = self._runtime.processes()
-        except Unanswered as error:
-            raise ReloadFailed(f"HAProxy was not reloaded and serves as before: {error}") from error
-        self._refuse_taken(binds, before)
+        handover = Handover(self._runtime)
+        self._refuse_taken(binds, handover.before)
         try:
             os.kill(master, signal.SIGUSR2)
         except OSError as error:
             raise ReloadFailed(f"HAProxy (pid {master}) can't be told to reload: {error.strerror}") from error
-        if not _until(lambda: self._is_over(before), _RELOAD_S):
-            raise ReloadFailed(f"HAProxy did not finish its reload within {_RELOAD_S:g} s; the old worker still serves")
-        self._refuse_failure(before)
+        handover.wait(self._why)
 
     def _refuse_taken(self, binds: Mapping[str, Endpoint], running: Processes) -> None:
         """Holders that this user may not see are HAProxy's to find: the old worker may be one of them."""
@@ -117,31 +112,12 @@ class Process:
         if obstacles:
             raise ReloadFailed(_sentences("HAProxy was not reloaded and serves as before", obstacles))
 
-    def _is_over(self, before: Processes) -> bool:
-        """Whether the reload ended, well or not. Raises: Unanswered while the master runs itself anew."""
-        now = self._runtime.processes()
-        return now.reloads != before.reloads and (now.failed > 0 or self._has_worker(before))
-
-    def _has_worker(self, before: Processes | None) -> bool:
-        """Whether a worker that was not there before answers."""
-        known = () if before is None else before.workers
-        new = [pid for pid in self._runtime.processes().current if pid not in known]
-        return bool(new) and bool(self._runtime.ask(new[0], "show version").strip())
-
-    def _refuse_failure(self, before: Processes) -> None:
-        try:
-            now = self._runtime.processes()
-        except Unanswered as error:
-            raise ReloadFailed(f"HAProxy was told to reload, and does not say whether it did: {error}") from error
-        if now.failed or set(now.current) <= set(before.workers):
-            raise ReloadFailed(f"HAProxy refused the new configuration; the old worker still serves{self._why()}")
-
     def _why(self) -> str:
         """The daemon tells nobody why it refused; its checker may."""
         try:
             self._program.check(self._configuration)
         except CheckFailed as error:
-            return f": {error}"
+            return str(error)
         return ""
 
     def stop(self) -> None:
@@ -153,9 +129,9 @@ class Process:
         if pid is None:
             return
         self._signal(pid, signal.SIGUSR1)
-        _until(lambda: not self._is_ours(pid) or self._is_idle(), _SOFT_STOP_S)
+        until(lambda: not self._is_ours(pid) or self._is_idle(), _SOFT_STOP_S)
         self._signal(pid, signal.SIGTERM)
-        if not _until(lambda: not self._is_ours(pid), _STOP_S):
+        if not until(lambda: not self._is_ours(pid), _STOP_S):
             raise StartFailed(f"HAProxy (pid {pid}) did not stop within {_STOP_S:g} s of SIGTERM")
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
@@ -179,16 +155,6 @@ def _arguments(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
     except OSError:
         return []
-
-
-def _until(condition: Callable[[], bool], patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        with contextlib.suppress(Unanswered):
-            if condition():
-                return True
-        time.sleep(_PAUSE_S)
-    return False
 
 
 def _sentences(what: str, obstacles: list[Taken]) -> str:
