@@ -9,7 +9,8 @@ from tests.cli.conftest import Run
 COMMANDS = [
     [], ["green"], ["blue"], ["rollback"], ["status"], ["history"], ["show"], ["freeze"], ["release"], ["check"],
     ["render"], ["balancer"], ["balancer", "start"], ["balancer", "stop"], ["balancer", "restart"],
-    ["balancer", "status"], ["agent"], ["config"], ["config", "schema"], ["completion"],
+    ["balancer", "status"], ["agent"], ["templates"], ["templates", "list"], ["templates", "show"],
+    ["templates", "diff"], ["templates", "copy"], ["config"], ["config", "schema"], ["completion"],
 ]  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def test_every_help_keeps_its_examples_on_lines_of_their_own(run: Run, command: 
 
 
 def test_the_list_of_commands_is_complete(run: Run):
-    for group in ([], ["balancer"], ["config"]):
+    for group in ([], ["balancer"], ["templates"], ["config"]):
         listed = run(*group, "--help").out.partition("Commands:\n")[2].partition("\n\n")[0]
         names = [line.split()[0] for line in listed.splitlines() if line[2] != " "]
         assert {command[-1] for command in COMMANDS if command and command[:-1] == group} == set(names)

@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "api": _BELOW_ADAPTERS | {"serving", "switch"} | _AGENT,
     "wiring": _BELOW_WIRING,
     "local": _BELOW_ADAPTERS | {"configfile", "wiring"},  # commands that work without an agent
-    "cli": _BELOW_ADAPTERS | {"configfile", "client", "local", "wiring"},
+    "overrides": _BELOW_ADAPTERS | {"balancers", "configfile"},
+    "cli": _BELOW_ADAPTERS | {"configfile", "client", "local", "overrides", "wiring"},
 }
 """What each part may import besides itself. A new part gets its line here, by decision."""
 

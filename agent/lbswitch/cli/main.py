@@ -29,6 +29,7 @@ _COMMANDS = {
     "render": "local",
     "balancer": "local",
     "agent": "agent",
+    "templates": "templates",
     "config": "config",
     "completion": "completion",
 }
