@@ -1,8 +1,8 @@
-"""What the template sees of a configuration and an intent. The template's head explains every field."""
+"""What the templates see of a configuration and an intent. Their heads explain every field."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,16 @@ from typing import Any
 from lbswitch.balancers.nginx_binary import Program
 from lbswitch.core.config import Config, ServiceConfig, Switching, WeightsConfig
 from lbswitch.core.model import Color, Intent, ServerKey, ServiceIntent
-from lbswitch.core.names import pool_name, variable_name
+from lbswitch.core.names import guest_pool_name, pool_name, variable_name
 from lbswitch.core.values import parse_endpoint
 from lbswitch.ports import REVISION_MARK
 
 _TEMP_PATHS = {"client_body": "", "proxy": "", "fastcgi": "http_fastcgi", "uwsgi": "http_uwsgi", "scgi": "http_scgi"}
 _DRAWING = ("buckets", "split")
+_UNDONE = ("access", "auth_basic", "limit_conn", "limit_req", "mirror")
+
+PoolNames = Callable[[str, Color], str]
+"""The name of a service's pool of a color."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +71,72 @@ def _changed_at(path: str) -> str:
 
 
 def variables(config: Config, intent: Intent, program: Program, user: str, stamps: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that the template may use; `stamps` are those of `certificates`."""
-    choices = {name: _choice(config, name, intent.services[name]) for name in config.services}
-    keys = _keys(config, choices)
-    services = [
-        _service(config, name, intent, stamps.get(name, ""))
-        | _way(config, name, choices[name], intent.services[name], keys)
-        for name in config.services
-    ]
+    """Everything that `nginx.conf.j2` may use; `stamps` are those of `certificates`."""
+    services, keys = _services(config, intent, pool_name, Path(config.agent.state_dir) / "live", stamps)
     return {
         "nginx": _nginx(config, program, user, services),
-        "keys": list(keys.values()),
+        "keys": keys,
         "services": services,
         "revision": REVISION_MARK,
     }
 
 
+def guest_variables(config: Config, intent: Intent, program: Program, live: Path, output: Path) -> dict[str, Any]:
+    """Everything that the templates of a guest may use; `live` and `output` are paths as nginx sees them."""
+    services, keys = _services(config, intent, guest_pool_name, live, {})
+    return {
+        "nginx": _shared(program, services)
+        | {"zone": "lbswitch_pools", "lacks": _lacking(program), "output": str(output)},
+        "keys": keys,
+        "services": services,
+        "revision": REVISION_MARK,
+    }
+
+
+def _services(
+    config: Config, intent: Intent, pool_names: PoolNames, live: Path, stamps: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], list[Key]]:
+    choices = {name: _choice(config, name, intent.services[name]) for name in config.services}
+    keys = _keys(config, choices)
+    services = [
+        _service(config, name, intent, pool_names, stamps.get(name, ""))
+        | _way(config, name, choices[name], intent.services[name], keys, pool_names, live)
+        for name in config.services
+    ]
+    return services, list(keys.values())
+
+
+def _shared(program: Program, services: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an nginx of ours and one of somebody else's have in common."""
+    servers = sum(len(pool.servers) for service in services for pool in service["pools"])
+    return {
+        # Measured: a pool with a server takes up to 1 KiB, each further server 0.8-0.9 KiB. At least twice that.
+        "zone_size_kb": 64 + 4 * len(services) + 2 * servers,
+        "peer": "$realip_remote_addr" if program.has_module("http_realip") else "$remote_addr",
+        "has_http2_directive": program.has_http2_directive,
+        "has_min_timeout": program.has_min_timeout,
+    }
+
+
+def _lacking(program: Program) -> list[str]:
+    """Of the modules whose inherited settings the state location undoes, those that this nginx does not have."""
+    lacking = [name for name in _UNDONE if program.lacks_module(f"http_{name}")]
+    return lacking if program.has_module("http_auth_request") else [*lacking, "auth_request"]
+
+
 def _nginx(config: Config, program: Program, user: str, services: list[dict[str, Any]]) -> dict[str, Any]:
     settings = config.balancer
-    servers = sum(len(pool.servers) for service in services for pool in service["pools"])
     # Listeners count as connections; the rest is for a worker's channel, pointer and logs.
     connections = settings.connections + len(services) + 16
-    return {
+    return _shared(program, services) | {
         "workers": settings.workers or "auto",
         "user": user,
         "prefix": str(Path(config.agent.state_dir) / "nginx"),
         "connections": connections,
         "files": connections * 2,
         "variables": max(4096, 8 * len(services)),
-        # Measured: a pool with a server takes up to 1 KiB, each further server 0.8-0.9 KiB. At least twice that.
-        "zone_size_kb": 64 + 4 * len(services) + 2 * servers,
-        "peer": "$realip_remote_addr" if program.has_module("http_realip") else "$remote_addr",
+        "zone": "lbswitch",
         "temp_paths": [name for name, module in _TEMP_PATHS.items() if not (module and program.lacks_module(module))],
-        "has_http2_directive": program.has_http2_directive,
-        "has_min_timeout": program.has_min_timeout,
     }
 
 
@@ -128,7 +164,7 @@ def _keys(config: Config, choices: Mapping[str, str]) -> dict[tuple[str, str], K
     }
 
 
-def _service(config: Config, name: str, intent: Intent, tls_stamp: str) -> dict[str, Any]:
+def _service(config: Config, name: str, intent: Intent, pool_names: PoolNames, tls_stamp: str) -> dict[str, Any]:
     """What does not depend on how the color is chosen."""
     service = config.services[name]
     return {
@@ -142,20 +178,26 @@ def _service(config: Config, name: str, intent: Intent, tls_stamp: str) -> dict[
         "underscores": service.weights is not None
         and "_" in service.weights.sticky
         and _identity(service)[0] == "header",
-        "pools": [_pool(service, name, color, intent.ejected) for color in Color],
-        "blue": pool_name(name, Color.BLUE),
-        "green": pool_name(name, Color.GREEN),
+        "pools": [_pool(service, name, color, pool_names, intent.ejected) for color in Color],
+        "blue": pool_names(name, Color.BLUE),
+        "green": pool_names(name, Color.GREEN),
         "connect_ms": _milliseconds(service.timeouts.connect),
         "read_ms": _milliseconds(service.timeouts.read),
     }
 
 
 def _way(
-    config: Config, name: str, choice: str, intent: ServiceIntent, keys: Mapping[tuple[str, str], Key]
+    config: Config,
+    name: str,
+    choice: str,
+    intent: ServiceIntent,
+    keys: Mapping[tuple[str, str], Key],
+    pool_names: PoolNames,
+    live: Path,
 ) -> dict[str, Any]:
     """How the color is chosen: by which files, or by what is rendered."""
     key = keys.get(_identity(config.services[name])) if choice in _DRAWING else None
-    directory = Path(config.agent.state_dir) / "live" / name
+    directory = live / name
     share = intent.route.share(Color.GREEN)
     if choice in ("flag", "buckets"):
         return {
@@ -168,18 +210,18 @@ def _way(
     return {
         "choice": choice,
         "draw": key.drawn if key else "",
-        "chosen": pool_name(name, Color.GREEN if share else Color.BLUE),
+        "chosen": pool_names(name, Color.GREEN if share else Color.BLUE),
         "share_green": share,
         "state_text": f"{name} {intent.generation} {share}",
     }
 
 
-def _pool(service: ServiceConfig, name: str, color: Color, ejected: Iterable[ServerKey]) -> Pool:
+def _pool(service: ServiceConfig, name: str, color: Color, pool_names: PoolNames, ejected: Iterable[ServerKey]) -> Pool:
     """A pool is never emptied: with all of its servers ejected it keeps them all."""
     servers = service.pool(color).servers
     out = {key.address for key in ejected if key.service == name and key.color is color}
     left = tuple(address for address in servers if address not in out)
-    return Pool(pool_name(name, color), str(color), tuple(str(parse_endpoint(one)) for one in left or servers))
+    return Pool(pool_names(name, color), str(color), tuple(str(parse_endpoint(one)) for one in left or servers))
 
 
 def _milliseconds(seconds: float) -> int:
