@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from lbswitch.core.decide import PoolFacts
 from lbswitch.core.model import Color, Intent, Observation, Operation, ServerKey, ServiceIntent
@@ -45,6 +45,25 @@ class Rendered:
         return cls(tuple(RenderedFile(f.name, f.content.replace(mark, value), f.secret) for f in ordered), revision)
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something on disk or in a running process that lbswitch did not make so.
+
+    `what` is a sentence with its numbers, `thing` names what differs and stays the same while the numbers change,
+    `service` is None when it concerns all of them, and `diff` is a unified diff from intended to found.
+    """
+
+    where: Literal["disk", "running"]
+    thing: str
+    what: str
+    service: str | None = None
+    diff: str = ""
+
+    def to_json(self) -> dict[str, str | None]:
+        """As status and events show it."""
+        return {"where": self.where, "what": self.what, "service": self.service, "diff": self.diff}
+
+
 class Balancer(Protocol):
     """An nginx or a HAProxy on this host."""
 
@@ -76,6 +95,12 @@ class Balancer(Protocol):
     def read(self, revision: str) -> Rendered:
         """An installed or previously installed configuration. Raises: StateError when it is no longer kept."""
 
+    def intended_revision(self) -> str | None:
+        """The revision that was last installed or put back through this object, or found at first.
+
+        Unlike `installed`, a hand on the disk does not change it.
+        """
+
     def install(self, rendered: Rendered) -> None:
         """Put it on disk, durably and all files at once. Does not reload. Raises: StateError."""
 
@@ -97,6 +122,24 @@ class Balancer(Protocol):
 
     def observe(self, service: str) -> Observation:
         """Ask the service's own listener, on a fresh connection. Raises: NotSeen."""
+
+    def routes(self) -> Mapping[int, Intent]:
+        """By pid, what each worker would serve where workers have copies of their own; empty where they read the disk.
+
+        Never raises; a worker that does not answer is left out.
+        """
+
+    def differences(self, intent: Intent) -> list[Difference]:
+        """What on disk and in the running processes is not as this intent and `intended_revision` would have it.
+
+        Cheap while nothing has moved. What can't be looked at is not a difference. Never raises.
+        """
+
+    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
+        """Write again what is not as intended, tell the processes, and reload only if they run other files.
+
+        `rendered` is the content of `intended_revision` if the caller has it. Raises: BalancerError, StateError.
+        """
 
     def eject(self, ejected: frozenset[ServerKey]) -> bool:
         """Leave exactly these servers out, at once, in the running process.

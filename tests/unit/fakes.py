@@ -9,7 +9,7 @@ from lbswitch.core.config import Config
 from lbswitch.core.decide import PoolFacts, PoolState
 from lbswitch.core.model import Color, Intent, Observation, ServerKey
 from lbswitch.errors import CheckFailed, CommitFailed, NotSeen
-from lbswitch.ports import Rendered, RenderedFile
+from lbswitch.ports import Difference, Rendered, RenderedFile
 
 
 def config_of(**service: object) -> Config:
@@ -43,6 +43,10 @@ class FakeBalancer:
         self.deaf = False
         self.commits: list[Intent] = []
         self.reloads = 0
+        self.intended: str | None = None
+        self.drifted: list[Difference] = []
+        self.repairs: list[tuple[Intent, Rendered | None]] = []
+        self.break_repair: str | None = None
         self._files: dict[str, Rendered] = {}
 
     def version(self) -> str:
@@ -66,13 +70,16 @@ class FakeBalancer:
     def read(self, revision: str) -> Rendered:
         return self._files[revision]
 
+    def intended_revision(self) -> str | None:
+        return self.intended
+
     def install(self, rendered: Rendered) -> None:
         self._files[rendered.revision] = rendered
-        self.revision = rendered.revision
+        self.revision = self.intended = rendered.revision
 
     def reinstall(self, revision: str) -> None:
         assert revision in self._files
-        self.revision = revision
+        self.revision = self.intended = revision
 
     def reload(self) -> None:
         self.reloads += 1
@@ -93,6 +100,18 @@ class FakeBalancer:
             raise NotSeen(f"{service}: does not answer")
         served = self.serves.services[service]
         return Observation(served.route.live, served.generation, self.revision or "", served.route.share(Color.GREEN))
+
+    def routes(self) -> Mapping[int, Intent]:
+        return {}
+
+    def differences(self, intent: Intent) -> list[Difference]:
+        return list(self.drifted)
+
+    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
+        if self.break_repair is not None:
+            raise CommitFailed(self.break_repair)
+        self.repairs.append((intent, rendered))
+        self.drifted.clear()
 
     def eject(self, ejected: frozenset[ServerKey]) -> bool:
         return False

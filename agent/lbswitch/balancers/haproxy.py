@@ -21,6 +21,7 @@ from pathlib import Path
 
 from lbswitch.balancers import clients, listener, pools, stopmark, tls_files
 from lbswitch.balancers.haproxy_binds import LONGEST_SOCKET_PATH, too_long
+from lbswitch.balancers.haproxy_drift import HAProxyDrift
 from lbswitch.balancers.haproxy_live import LiveMaps
 from lbswitch.balancers.haproxy_maps import MapFiles
 from lbswitch.balancers.haproxy_process import Process
@@ -34,7 +35,7 @@ from lbswitch.core.config import Config, Mode
 from lbswitch.core.model import Intent, Observation, ServerKey
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import CheckFailed, StartFailed
-from lbswitch.ports import Rendered, RenderedFile
+from lbswitch.ports import Difference, Rendered, RenderedFile
 
 _FILES_BESIDE_CONNECTIONS = 200
 
@@ -54,7 +55,11 @@ class HAProxy:
         self._rendering = Rendering(config, directory, self._files)
         self._rendered = RenderedDirectory(directory)
         self._process = Process(self._program, directory, self._rendered.current, self._runtime)
-        self._live = LiveMaps(self._files, self._runtime, Servers(config, self._runtime), self.is_running)
+        servers = Servers(config, self._runtime)
+        self._live = LiveMaps(self._files, self._runtime, servers, self.is_running)
+        self._drift = HAProxyDrift(
+            self._files, self._rendered, self._runtime, self._live, servers, self.observe, config.services
+        )
         self._state_socket = Endpoint(path=str(directory / "state.sock"))
         self._stopped = StopMark(directory)
 
@@ -111,6 +116,10 @@ class HAProxy:
         """The revision that is on disk now."""
         return self._rendered.installed()
 
+    def intended_revision(self) -> str | None:
+        """The revision that was last installed, or found first."""
+        return self._rendered.intended
+
     def read(self, revision: str) -> Rendered:
         """An installed or previously installed configuration. Raises: StateError."""
         return self._rendered.read(revision)
@@ -152,6 +161,18 @@ class HAProxy:
             return listener.observe(service, endpoint, tls=settings.tls is not None)
         listener.accepts(service, endpoint)
         return listener.observe(service, self._state_socket, path=f"{listener.STATE_PATH}/{service}")
+
+    def routes(self) -> Mapping[int, Intent]:
+        """What the maps of each worker serve."""
+        return self._drift.routes()
+
+    def differences(self, intent: Intent) -> list[Difference]:
+        """In maps, servers and listeners of every worker, on disk, and in what runs. Never raises."""
+        return self._drift.differences(intent)
+
+    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
+        """Maps and servers first, then the files; a reload if others run. Raises: CommitFailed, StateError, ..."""
+        self._drift.repair(intent, rendered, self.reload)
 
     def eject(self, ejected: frozenset[ServerKey]) -> bool:
         """Leave exactly these servers out in every worker, now and after the next reload. Raises: CommitFailed."""

@@ -11,7 +11,7 @@ changed first: what it says of a split service has no effect until the weight go
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +68,10 @@ def _pairs(text: str) -> Mapping[str, str]:
 class MapFiles:
     """Both maps on disk."""
 
-    def __init__(self, directory: Path) -> None:
-        """Remember where; nothing is made before the first commit."""
+    def __init__(self, directory: Path, seen: Callable[[Path], Path] = lambda path: path) -> None:
+        """Remember where; nothing is made before the first commit. `seen` gives a path as HAProxy sees it."""
         self.directory = directory
+        self.seen = seen
         self.live = directory / "live.map"
         self.weights = directory / "weights.map"
 
@@ -81,7 +82,7 @@ class MapFiles:
     def read(self) -> Maps | None:
         """What is on disk, or None before the first commit. Raises: OSError."""
         try:
-            return Maps(self.live.read_text(), self.weights.read_text())
+            return Maps(self.live.read_text(errors="replace"), self.weights.read_text(errors="replace"))
         except FileNotFoundError:
             return None
 
@@ -149,7 +150,7 @@ def _old(path: Path) -> Path:
 
 def _holds(path: Path, content: str) -> bool:
     try:
-        return path.read_text() == content
+        return path.read_bytes() == content.encode()
     except FileNotFoundError:
         return False
 
@@ -166,7 +167,8 @@ class WorkerMaps:
 
     def prepare(self, maps: Maps) -> None:
         """Hand over the content. Raises: Unanswered; then `discard`."""
-        for path, content in ((self._files.live, maps.live), (self._files.weights, maps.weights)):
+        for file, content in ((self._files.live, maps.live), (self._files.weights, maps.weights)):
+            path = self._files.seen(file)
             answer = self._runtime.ask(self.worker, f"prepare map {path}").strip()
             if answer.startswith(_UNKNOWN_MAP):
                 continue  # the configuration of this worker does not look into that map

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lbswitch.balancers.haproxy_rendering import server_name
@@ -29,23 +29,35 @@ class _Server:
 class Servers:
     """The servers of all pools, as configured."""
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
-        """Nothing is asked yet."""
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        name: Callable[[str, Color], str] = pool_name,
+        is_ours: Callable[[str], bool] = lambda _backend: True,
+    ) -> None:
+        """Nothing is asked yet. `name` is the backend of a color; servers of others than `is_ours` are not touched."""
         self._runtime = runtime
+        self._is_ours = is_ours
         self._keys = {
-            (pool_name(service, color), server_name(i)): ServerKey(service, color, address)
+            (name(service, color), server_name(i)): ServerKey(service, color, address)
             for service, settings in config.services.items()
             for color in Color
             for i, address in enumerate(settings.pool(color).servers)
         }
 
+    @property
+    def keys(self) -> Mapping[tuple[str, str], ServerKey]:
+        """The servers by the names of their backend and their own, as HAProxy has them."""
+        return self._keys
+
     def eject(self, worker: int, ejected: frozenset[ServerKey]) -> None:
         """Leave exactly these out in this worker; a pool that would be left empty keeps all. Raises: Unanswered."""
-        spared = self._without_whole_pools(ejected)
+        spared = self.left_out(ejected)
         commands = [
             f"set server {server.pool}/{server.name} state {'ready' if server.is_out else 'maint'}"
             for server in _servers(self._runtime.ask(worker, "show servers state"))
-            if server.is_out != (self._key(server) in spared)
+            if self._is_ours(server.pool) and server.is_out != (self._key(server) in spared)
         ]
         for start in range(0, len(commands), _COMMANDS_A_LINE):
             self._runtime.tell(worker, commands[start : start + _COMMANDS_A_LINE])
@@ -59,7 +71,8 @@ class Servers:
         is_number = endpoint.is_ipv6 or endpoint.host.replace(".", "").isdigit()
         return key if not is_number or f"{endpoint.host} {endpoint.port}" == server.address else None
 
-    def _without_whole_pools(self, ejected: frozenset[ServerKey]) -> frozenset[ServerKey]:
+    def left_out(self, ejected: frozenset[ServerKey]) -> frozenset[ServerKey]:
+        """Those of `ejected` that are really left out: a pool that would be left empty keeps all."""
         left: dict[tuple[str, Color], int] = {}
         for key in self._keys.values():
             pool = (key.service, key.color)

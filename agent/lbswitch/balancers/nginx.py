@@ -16,15 +16,17 @@ from pathlib import Path
 from lbswitch import procs
 from lbswitch.balancers import clients, listener, nginx_user, nginx_view, pools, stopmark, tls_files
 from lbswitch.balancers.nginx_binary import Binary, Program
+from lbswitch.balancers.nginx_drift import NginxDrift
 from lbswitch.balancers.nginx_pointer import Pointer, make_directory
 from lbswitch.balancers.nginx_process import NginxProcess
 from lbswitch.balancers.rendered import RenderedDirectory
+from lbswitch.balancers.running import children
 from lbswitch.balancers.templating import Templates
 from lbswitch.core.config import Config, Switching
 from lbswitch.core.model import Intent, Observation, ServerKey
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import BalancerTooOld, CheckFailed, StartFailed, StateError
-from lbswitch.ports import Rendered, RenderedFile
+from lbswitch.ports import Difference, Rendered, RenderedFile
 
 _FILE = "nginx.conf"
 _CHECK_S = 60.0  # a thousand services with host names to resolve
@@ -46,6 +48,7 @@ class Nginx:
         self._rendered = RenderedDirectory(self._prefix)
         self._pointer = Pointer(self._state_dir)
         self._process = NginxProcess(self._prefix)
+        self._drift = NginxDrift(self._pointer, self._rendered, self.observe, lambda: children(self._process.pid()))
         self._cache: tuple[Hashable, Rendered] | None = None
 
     # -- the program -------------------------------------------------------------------------------------------
@@ -133,6 +136,10 @@ class Nginx:
         """The revision that is on disk now."""
         return self._rendered.installed()
 
+    def intended_revision(self) -> str | None:
+        """The revision that was last installed, or found first."""
+        return self._rendered.intended
+
     def read(self, revision: str) -> Rendered:
         """A kept revision. Raises: StateError."""
         return self._rendered.read(revision)
@@ -176,6 +183,18 @@ class Nginx:
         """Ask the service's own listener. Raises: NotSeen."""
         settings = self._config.services[service]
         return listener.observe(service, parse_endpoint(settings.bind), tls=settings.tls is not None)
+
+    def routes(self) -> Mapping[int, Intent]:
+        """None: every worker reads the pointer."""
+        return {}
+
+    def differences(self, intent: Intent) -> list[Difference]:
+        """In the pointer, the rendered files and what the workers run. Never raises."""
+        return self._drift.differences(intent)
+
+    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
+        """The pointer first, then the files; a reload if others run. Raises: CommitFailed, StateError, ReloadFailed."""
+        self._drift.repair(intent, rendered, self.reload)
 
     def eject(self, ejected: frozenset[ServerKey]) -> bool:  # noqa: ARG002 - the port's signature
         """Not without a reload: nginx reads its pools from the configuration."""

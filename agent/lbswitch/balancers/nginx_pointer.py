@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,17 +66,30 @@ class Pointer:
             if self._spare is None:
                 self._prepare_spare()
 
+    def restore(self, intent: Intent) -> None:
+        """Serve these routes whatever hands have done below the state directory. Raises: CommitFailed.
+
+        Nothing that is there is trusted: a new directory is built, made durable, and `live` renamed over.
+        """
+        with self._lock:
+            self._current = self._spare = self._seal = None
+            with contextlib.suppress(OSError):
+                if self.live.is_dir() and not self.live.is_symlink():
+                    self.live.rename(self.live.with_name(f"live.found-{time.time_ns()}"))
+            self._move(intent)
+            self._prepare_spare()
+
     def committed(self) -> Intent | None:
         """What the disk says, or None without a pointer. A service that can't be read is left out."""
-        target = self._target()
+        target = self.target()
         match = _GENERATION.match(target or "")
         directory = self._state_dir / (target or "")
         if match is None or not directory.is_dir():
             return None
-        found = {name: intent for name in _names(directory) if (intent := _read(directory / name)) is not None}
+        found = {name: intent for name in _names(directory) if (intent := read_service(directory / name)) is not None}
         return Intent(found, max([int(match[1]), *(intent.generation for intent in found.values())]))
 
-    def _target(self) -> str | None:
+    def target(self) -> str | None:
         """The name of the live directory; None without a pointer, or where one can't even be looked for."""
         try:
             return read_link(self.live)
@@ -102,13 +116,13 @@ class Pointer:
 
     def _read_current(self) -> _Copy | None:
         """The live directory, if all of it is exactly what a commit would have written."""
-        target = self._target()
+        target = self.target()
         directory = self._state_dir / (target or "")
         if target is None or not _GENERATION.match(target) or not directory.is_dir():
             return None
         services = {}
         for name in _names(directory):
-            intent = _read(directory / name)
+            intent = read_service(directory / name)
             if intent is None or not _is_exactly(directory / name, intent):
                 return None
             services[name] = intent
@@ -129,7 +143,7 @@ class Pointer:
     # -- moving ------------------------------------------------------------------------------------------------
 
     def _move(self, intent: Intent) -> None:
-        before = self._target()
+        before = self.target()
         name = self._name(intent.generation, before)
         spare, self._spare = self._spare, None
         try:
@@ -202,7 +216,7 @@ class Pointer:
             make_directory(directory)
             for service, intent in current.services.items():
                 make_directory(directory / service)
-                for file in _files(service, intent):
+                for file in files_of(service, intent):
                     (directory / service / file).hardlink_to(self._state_dir / current.name / service / file)
             for service in current.services:
                 sync_directory(directory / service)
@@ -230,7 +244,7 @@ def make_directory(path: Path) -> None:
         path.chmod(0o755)
 
 
-def _files(service: str, intent: ServiceIntent) -> dict[str, bytes]:
+def files_of(service: str, intent: ServiceIntent) -> dict[str, bytes]:
     """Every file of a service with its content."""
     share = intent.route.share(Color.GREEN)
     files = {"state": f"{service} {intent.generation} {share}\n".encode(), str(intent.route.live): b""}
@@ -239,7 +253,7 @@ def _files(service: str, intent: ServiceIntent) -> dict[str, bytes]:
     return files
 
 
-def _read(directory: Path) -> ServiceIntent | None:
+def read_service(directory: Path) -> ServiceIntent | None:
     """What nginx makes of these files, which is what counts if a hand has been in them; None if the state is broken."""
     try:
         names = set(_names(directory))
@@ -254,7 +268,7 @@ def _read(directory: Path) -> ServiceIntent | None:
 
 
 def _is_exactly(directory: Path, intent: ServiceIntent) -> bool:
-    files = _files(directory.name, intent)
+    files = files_of(directory.name, intent)
     return set(_names(directory)) == files.keys() and (directory / "state").read_bytes() == files["state"]
 
 
@@ -277,8 +291,8 @@ def _write_all(directory: Path, spare: _Copy, wanted: Mapping[str, ServiceIntent
 
 def _write(directory: Path, before: ServiceIntent | None, after: ServiceIntent) -> int:
     """Make one service's files durable; a file that changes is a new file, since a worker may be sending the old."""
-    old = {} if before is None else _files(directory.name, before)
-    new = _files(directory.name, after)
+    old = {} if before is None else files_of(directory.name, before)
+    new = files_of(directory.name, after)
     if before is None:
         make_directory(directory)
     for name in old.keys() - new.keys():

@@ -4,6 +4,9 @@
     base/current -> rendered/3f2a...
 
 All files of a revision change together, with one rename(2), and the previous revision is still there to return to.
+
+A revision certifies itself: its name is the hash of its files. What was installed through one object is also kept in
+memory, so that a directory which somebody edited can be written again and compared.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lbswitch.balancers.diffs import of_texts
 from lbswitch.errors import StateError
 from lbswitch.files import read_link, replace_symlink, sync_directory, write_file
-from lbswitch.ports import Rendered, RenderedFile
+from lbswitch.ports import REVISION_MARK, Difference, Rendered, RenderedFile
 
 _KEEP = 10
+_REMEMBERED = 2  # the installed one, and the one before to return to
 _REVISION = re.compile(r"^[0-9a-f]{12}$")
 
 
@@ -32,14 +38,24 @@ class RenderedDirectory:
         self._base = base
         self._rendered = base / "rendered"
         self.current = base / "current"
+        self._intended: str | None = None
+        self._known: dict[str, Rendered] = {}
+        self._clean: tuple[str, object] | None = None
 
     def installed(self) -> str | None:
         """The revision that `current` points at; None without one, or for who may not look there."""
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             target = read_link(self.current)
             revision = None if target is None else Path(target).name
-            return revision if revision and (self._rendered / revision).is_dir() else None
+            found = revision if revision and (self._rendered / revision).is_dir() else None
+            self._intended = self._intended or found
+            return found
         return None
+
+    @property
+    def intended(self) -> str | None:
+        """The revision that was last installed or put back through this object, or was found first."""
+        return self._intended or self.installed()
 
     @contextlib.contextmanager
     def staged(self, rendered: Rendered) -> Iterator[Path]:
@@ -63,22 +79,30 @@ class RenderedDirectory:
         directory = self._rendered / rendered.revision
         staging = self._rendered / f".install-{rendered.revision}-{os.getpid()}"
         try:
-            if not directory.is_dir():
+            if not self._holds(rendered):
                 self._write(staging, rendered)
-                staging.rename(directory)
-                sync_directory(self._rendered)
+                self._put_in_place(staging, directory)
             os.utime(directory)
         except OSError as error:
             raise StateError(f"{directory}: {error.strerror}; the installed configuration is unchanged") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self._point_at(rendered.revision)
+        self._remember(rendered)
         self._prune(rendered.revision)
 
     def reinstall(self, revision: str) -> None:
-        """Point `current` back at a kept revision. Raises: StateError."""
+        """Point `current` back at a kept revision, which is what it was. Raises: StateError."""
+        if revision in self._known:
+            self.install(self._known[revision])
+            return
         if not (self._rendered / revision).is_dir():
             raise StateError(f"revision {revision} is no longer kept under {self._rendered}")
+        if not is_intact(self.read(revision)):
+            raise StateError(
+                f"revision {revision} under {self._rendered} was changed by somebody and is not put back as it is; "
+                "the installed configuration is unchanged"
+            )
         self._point_at(revision)
 
     def read(self, revision: str) -> Rendered:
@@ -98,6 +122,120 @@ class RenderedDirectory:
             replace_symlink(self.current, f"rendered/{revision}")
         except OSError as error:
             raise StateError(f"{self.current}: {error.strerror}; the installed configuration is unchanged") from error
+        self._intended = revision
+
+    def _holds(self, rendered: Rendered) -> bool:
+        """Whether its directory is there and holds exactly these files."""
+        with contextlib.suppress(StateError):
+            return set(self.read(rendered.revision).files) == set(rendered.files)
+        return False
+
+    def _remember(self, rendered: Rendered) -> None:
+        self._known.pop(rendered.revision, None)
+        self._known[rendered.revision] = rendered
+        for old in list(self._known)[:-_REMEMBERED]:
+            del self._known[old]
+
+    def _put_in_place(self, staging: Path, directory: Path) -> None:
+        """A damaged directory of that name goes out of the way first."""
+        aside = staging.with_name(f"{staging.name}.old")
+        if os.path.lexists(directory):
+            directory.rename(aside)
+        try:
+            staging.rename(directory)
+        except OSError:
+            aside.rename(directory)
+            raise
+        sync_directory(self._rendered)
+        _remove(aside)
+
+    # -- drift -------------------------------------------------------------------------------------------------
+
+    def differences(self) -> list[Difference]:
+        """What of `intended` is not on disk as it was written; cheap while nothing has moved. Never raises."""
+        revision = self.intended
+        if revision is None:
+            return []
+        seal = (revision, self._seal(revision))
+        if seal == self._clean:
+            return []
+        found = [*self._link_differences(revision), *self._file_differences(revision)]
+        if not found:
+            self._clean = seal
+        return found
+
+    def restore(self, rendered: Rendered | None) -> bool:
+        """Have `intended` on disk again, all files at once; False when it was there. Raises: StateError.
+
+        `rendered` is its content, if the caller has it; what was installed or seen intact is known here.
+        """
+        if not self.differences():
+            return False
+        revision = self.intended or ""
+        known = self._known.get(revision)
+        if rendered is not None and rendered.revision == revision:
+            known = rendered
+        if known is not None:
+            self._give_way()
+            self.install(known)
+        else:
+            self.reinstall(revision)
+        return True
+
+    def _give_way(self) -> None:
+        """Something that is no symlink stands where `current` belongs."""
+        with contextlib.suppress(OSError):
+            if self.current.is_dir() and not self.current.is_symlink():
+                self.current.rename(self.current.with_name(f".current.found-{time.time_ns()}"))
+
+    def _seal(self, revision: str) -> object:
+        """Changes with every change of the link, the directory or a file in it."""
+        directory = self._rendered / revision
+        try:
+            link = self.current.lstat()
+            with os.scandir(directory) as entries:
+                files = sorted((entry.name, *_stamp(entry.stat(follow_symlinks=False))) for entry in entries)
+            return (link.st_ino, link.st_mtime_ns, _stamp(directory.stat()), tuple(files))
+        except OSError:
+            return object()  # equals nothing
+
+    def _link_differences(self, revision: str) -> Iterator[Difference]:
+        wanted = f"rendered/{revision}"
+        try:
+            target = read_link(self.current)
+        except OSError:
+            target = "(not a symlink)"
+        if target == wanted:
+            return
+        found = "is gone" if target is None else f"points at {target}"
+        yield Difference(
+            "disk",
+            str(self.current),
+            f"{self.current} {found}, intended is {wanted}: the next reload or restart would not read what is intended",
+            diff=of_texts(
+                str(self.current), f"current -> {wanted}\n", "" if target is None else f"current -> {target}\n"
+            ),
+        )
+
+    def _file_differences(self, revision: str) -> Iterator[Difference]:
+        directory = self._rendered / revision
+        try:
+            found = {file.name: file for file in self.read(revision).files}
+        except StateError:
+            yield Difference("disk", str(directory), f"the rendered files {directory} are gone or can't be read")
+            return
+        known = self._known.get(revision)
+        if known is None:
+            on_disk = Rendered(tuple(found.values()), revision)
+            if is_intact(on_disk):
+                self._remember(on_disk)
+            else:
+                yield Difference("disk", str(directory), f"rendered files in {directory} are not what was rendered")
+            return
+        wanted = {file.name: file for file in known.files}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                yield _file_difference(directory / name, wanted.get(name), found.get(name))
 
     def _write(self, directory: Path, rendered: Rendered) -> None:
         try:
@@ -117,6 +255,44 @@ class RenderedDirectory:
         for path in newest_first[_KEEP:]:
             if path.name != keep:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def is_intact(rendered: Rendered) -> bool:
+    """Whether the files are those that the revision is the hash of."""
+    mark, value = REVISION_MARK.encode(), rendered.revision.encode()
+    marked = [RenderedFile(file.name, file.content.replace(value, mark)) for file in rendered.files]
+    return Rendered.of(marked).revision == rendered.revision
+
+
+def _file_difference(path: Path, wanted: RenderedFile | None, found: RenderedFile | None) -> Difference:
+    if wanted is None:
+        what, before, after = "is not from lbswitch", b"", found.content if found is not None else b""
+    elif found is None:
+        what, before, after = "is gone", wanted.content, b""
+    elif wanted.content == found.content:
+        what, before, after = "has other permissions than it was written with", b"", b""
+    else:
+        what = f"was changed ({len(wanted.content)} bytes intended, {len(found.content)} found)"
+        before, after = wanted.content, found.content
+    is_secret = any(file is not None and file.secret for file in (wanted, found)) or path.suffix in (".pem", ".key")
+    diff = "" if is_secret else of_texts(str(path), _text(before), _text(after))
+    hidden = "; it is secret, so the difference is not shown" if is_secret and before != after else ""
+    return Difference("disk", str(path), f"{path} {what}{hidden}", diff=diff)
+
+
+def _text(content: bytes) -> str:
+    return content.decode(errors="replace")
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
