@@ -28,7 +28,8 @@ def load(path: Path) -> Config:
     """Read and validate the file. Raises: ConfigError, also when there is no file or it can't be read."""
     from lbswitch.core.config_text import parse  # heavy: pydantic
 
-    return parse(_read(path), str(path))
+    text = _read(path)
+    return parse(text, str(path)).read_from(text)
 
 
 def socket_of(path: Path) -> str:

@@ -201,9 +201,16 @@ class Store(Protocol):
         """Replace which servers are left out."""
 
     def begin(
-        self, operations: Sequence[Operation], before: Mapping[str, ServiceIntent], after: Mapping[str, ServiceIntent]
+        self,
+        operations: Sequence[Operation],
+        before: Mapping[str, ServiceIntent],
+        after: Mapping[str, ServiceIntent],
+        snapshot: Snapshot | None = None,
     ) -> list[Operation]:
-        """Write INTENT: these operations are about to move `before` to `after`. Returns them with their ids."""
+        """Write INTENT: these operations are about to move `before` to `after`. Returns them with their ids.
+
+        The snapshot that was taken before is written with them, or none of it is.
+        """
 
     def finish(self, operations: Sequence[Operation], services: Mapping[str, ServiceIntent]) -> None:
         """Write how they ended and what these services serve from now on, in one transaction."""
@@ -223,6 +230,24 @@ class Store(Protocol):
     def last_move(self, service: str) -> Operation | None:
         """The last completed operation that made another color live."""
 
+    def add_snapshot(self, snapshot: Snapshot) -> int:
+        """Keep a snapshot that no operation asked for; gives its number."""
+
+    def snapshots(self, limit: int) -> list[Snapshot]:
+        """The newest first, with `manifest` left empty."""
+
+    def snapshot(self, number: int) -> Snapshot | None:
+        """One snapshot, complete."""
+
+    def forget_snapshots(self, keep: int, before: float) -> int:
+        """Remove those from before a time, but never the newest `keep` nor what a way back needs; gives how many.
+
+        Needed are those from before the last move of each service, and of operations that are open.
+        """
+
+    def snapshot_trees(self) -> set[str]:
+        """The digests of all trees that a snapshot refers to."""
+
     def automatic_since(self, service: str, since: float) -> list[float]:
         """When failovers of this service began, after `since` and after the last release (seconds since the epoch)."""
 
@@ -240,6 +265,24 @@ class Store(Protocol):
 
     def keep_answer(self, key: str, answer: StoredAnswer) -> None:
         """Remember the answer to a request with an idempotency key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What there was before an operation: a manifest, and the tree of files that it names; `id` 0 is not kept yet.
+
+    `digest` is the manifest's SHA-256, `tree` that of the object that lists the files. `purpose` is the kind of the
+    operation, or what else was about to change; `restores` is the snapshot that a restore was about to bring back.
+    """
+
+    id: int
+    at: float
+    purpose: str
+    digest: str
+    tree: str
+    manifest: str
+    restores: int | None = None
+    operations: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,25 +6,26 @@ revert (`recover`). The steps carry the names in `STEPS`, so that a test can sto
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from lbswitch.core.decide import PoolState
-from lbswitch.core.model import Color, Gate, Kind, Operation, OperationState, Route, ServiceIntent, Timings
+from lbswitch.core.model import Color, Gate, Kind, Operation, OperationState, Route, ServiceIntent
 from lbswitch.errors import BalancerError, Busy, Conflict, LbswitchError, Refused, StateError, UnknownService
 from lbswitch.events import Events
-from lbswitch.ports import HealthView, OpenOperation, Rendered, Store
+from lbswitch.gates import Gates
+from lbswitch.ports import HealthView, Rendered, Snapshot, Store
+from lbswitch.records import Records
+from lbswitch.recovery import Recoveries, Recovery
 from lbswitch.serving import Serving, Undo
+from lbswitch.snapshots import Snapshots
+from lbswitch.stopwatch import Stopwatch
 
 STEPS = (
     "gates", "render", "check", "intent", "prepare", "install", "reload", "commit", "verify", "done", "revert",
 )  # fmt: skip
-_WAIT_FOR_HEALTH_S = 3.0
-_LEVELS = {OperationState.DONE: "info", OperationState.ALREADY: "info", OperationState.REFUSED: "warning"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +57,6 @@ class _Move:
         return self.operation.service
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What becomes of one operation that a crash left open: finished, or reverted, and why."""
-
-    open: OpenOperation
-    finish: bool
-    why: str
-
-    @property
-    def service(self) -> str:
-        """The service it is about."""
-        return self.open.operation.service
-
-    @property
-    def serves(self) -> ServiceIntent:
-        """What the service serves from now on."""
-        return self.open.after if self.finish else self.open.before
-
-
-class _Stopwatch:
-    """Milliseconds per phase."""
-
-    def __init__(self) -> None:
-        self._began = self._last = time.perf_counter()
-        self._phases: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._phases[phase] = self._phases.get(phase, 0.0) + (now - self._last) * 1000
-        self._last = now
-
-    def timings(self) -> Timings:
-        return Timings(**self._phases, total=(time.perf_counter() - self._began) * 1000)
-
-
 class Switcher:
     """Runs operations, one at a time for a service. Blocks; call it from worker threads."""
 
@@ -102,17 +68,21 @@ class Switcher:
         events: Events,
         clock: Callable[[], float] = time.time,
         on_step: Callable[[str], None] | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
-        """`clock` gives seconds since the epoch; `on_step` is told each step's name before it is taken."""
+        """`clock` gives seconds since the epoch; `on_step` is told each step's name before it is taken.
+
+        Without `snapshots` none are taken.
+        """
         self._serving = serving
         self._store = store
-        self._health = health
-        self._events = events
+        self._snapshots = snapshots
         self._clock = clock
+        self.gates = Gates(serving, store, health)
+        self.records = Records(store, events, clock)
         self._step = on_step or (lambda _name: None)
         self._holders: dict[str, Request] = {}
         self._holders_lock = threading.Lock()
-        self._unrecorded: list[tuple[list[Operation], dict[str, ServiceIntent]]] = []
 
     def holder(self, service: str) -> Request | None:
         """The request that holds this service now."""
@@ -127,11 +97,12 @@ class Switcher:
             if service not in self._serving.config.services:
                 known = ", ".join(sorted(self._serving.config.services))
                 raise UnknownService(f"there is no service {service!r}; known: {known}")
-        with self._held(request):
+        with self.held(request):
             return self._run(request)
 
     @contextmanager
-    def _held(self, request: Request) -> Iterator[None]:
+    def held(self, request: Request) -> Iterator[None]:
+        """Nobody else works on these services meanwhile. Raises: Busy, naming who does."""
         with self._holders_lock:
             for service in request.services:
                 holder = self._holders.get(service)
@@ -148,20 +119,20 @@ class Switcher:
                     del self._holders[service]
 
     def _run(self, request: Request) -> list[Operation]:
-        watch = _Stopwatch()
+        watch = Stopwatch()
         moves, settled = self._plan(request)
         self._step("gates")
         refusals = {move.service: gate for move in moves if (gate := self._refusal(request, move)) is not None}
         watch.lap("gates")
         if refusals:
-            ended = [self._refuse(request, move, refusals, watch) for move in moves]
+            ended = [self._refuse(move, refusals, watch) for move in moves]
         elif not moves:
             ended = []
         elif request.dry_run:
             ended = self._rehearse(moves, request, watch)
         else:
             ended = self._transact(moves, request, watch)
-        settled = [self._record(replace(done, timings=watch.timings()), request) for done in settled]
+        settled = [self.records.record(replace(done, timings=watch.timings())) for done in settled]
         by_service = {operation.service: operation for operation in [*ended, *settled]}
         return [by_service[service] for service in request.services]
 
@@ -176,20 +147,20 @@ class Switcher:
             try:
                 target = request.to or self._rollback_target(service, before.route)
             except Refused as error:
-                settled.append(self._end(draft, OperationState.REFUSED, gate=Gate(error.gate, str(error))))
+                settled.append(self.records.end(draft, OperationState.REFUSED, gate=Gate(error.gate, str(error))))
                 continue
             route = before.route.with_share(target, request.weight)
             draft = replace(draft, target=target, kind=_kind(request, before.route, route))
             if route == before.route and self._serving.look(service).verified:
                 same = replace(draft, source=before.route.live)
-                settled.append(self._end(same, OperationState.ALREADY))
+                settled.append(self.records.end(same, OperationState.ALREADY))
                 continue
             if request.expect is not None and before.route.live is not request.expect:
                 raise Conflict(
                     f"{service}: expected {request.expect} to be live, but {before.route} is (generation "
                     f"{before.generation}); nothing was changed"
                 )
-            moves.append(_Move(_directed(draft, before.route, route), before, route))
+            moves.append(_Move(draft.moving(before.route, route), before, route))
         return moves, settled
 
     def _draft(self, request: Request, service: str, before: ServiceIntent) -> Operation:
@@ -233,10 +204,11 @@ class Switcher:
 
     def _refusal(self, request: Request, move: _Move) -> Gate | None:
         """The first gate that says no; `force` passes freeze and health, and the operation says so."""
-        down = self._balancer_gate()
+        down = self.gates.balancer()
         if down is not None:
             return down
-        for gate in (self._freeze_gate(request, move), self._health_gate(move)):
+        freeze = self.gates.freeze(move.service, request.kind)
+        for gate in (freeze, self.gates.health(move.service, move.before.route, move.route)):
             if gate is None:
                 continue
             if not request.force:
@@ -244,46 +216,18 @@ class Switcher:
             move.notes.append(f"forced past {gate.name}: {gate.message}")
         return None
 
-    def _balancer_gate(self) -> Gate | None:
-        """Nothing can be seen at a balancer that does not run; no force helps."""
-        balancer = self._serving.balancer
-        if balancer.is_running():
-            return None
-        why = balancer.why_not_started() or "the agent is about to start it again"
-        return Gate("balancer", f"the balancer is not running: {why}")
-
-    def _freeze_gate(self, request: Request, move: _Move) -> Gate | None:
-        reason = self._store.frozen().get(move.service)
-        if reason is None or request.kind is Kind.ROLLBACK:
-            return None
-        return Gate("freeze", f"{move.service} is frozen: {reason}; lbswitch release -s {move.service} ends that")
-
-    def _health_gate(self, move: _Move) -> Gate | None:
-        """The color that gains traffic must be healthy; one that is not known yet gets a moment to show it."""
-        gaining = _gaining(move.before.route, move.route)
-        if gaining is None:
-            return None
-        deadline = time.monotonic() + _WAIT_FOR_HEALTH_S
-        facts = self._health.facts(move.service, gaining)
-        while facts.state is PoolState.UNKNOWN and time.monotonic() < deadline:
-            time.sleep(0.01)
-            facts = self._health.facts(move.service, gaining)
-        if facts.state is PoolState.HEALTHY:
-            return None
-        return Gate("health", f"{gaining} is {facts.state}: {facts.summary}; {move.before.route} is still serving")
-
-    def _refuse(self, request: Request, move: _Move, refusals: Mapping[str, Gate], watch: _Stopwatch) -> Operation:
+    def _refuse(self, move: _Move, refusals: Mapping[str, Gate], watch: Stopwatch) -> Operation:
         """All or nothing: one refused service keeps the others of the same request where they are."""
         gate = refusals.get(move.service)
         if gate is None:
             name, first = next(iter(refusals.items()))
             gate = Gate(first.name, f"not switched because {name} was refused: {first.message}")
-        ended = self._end(move.operation, OperationState.REFUSED, gate=gate, timings=watch.timings())
-        return self._record(ended, request)
+        ended = self.records.end(move.operation, OperationState.REFUSED, gate=gate, timings=watch.timings())
+        return self.records.record(ended)
 
     # -- the transaction -------------------------------------------------------------------------------------
 
-    def _rehearse(self, moves: list[_Move], request: Request, watch: _Stopwatch) -> list[Operation]:
+    def _rehearse(self, moves: list[_Move], request: Request, watch: Stopwatch) -> list[Operation]:
         """--dry-run: everything up to INTENT, and nothing kept."""
         try:
             with self._serving.mutex:
@@ -295,7 +239,7 @@ class Switcher:
             note, state, error = "would fail", OperationState.REVERTED, str(failure)
         watch.lap("render")
         return [
-            self._end(move.operation, state, error=error, notes=(*move.notes, note), timings=watch.timings())
+            self.records.end(move.operation, state, error=error, notes=(*move.notes, note), timings=watch.timings())
             for move in moves
         ]
 
@@ -322,7 +266,7 @@ class Switcher:
                 move.notes.append(f"the rendered files were left as they are: {error}")
             return None
 
-    def _transact(self, moves: list[_Move], request: Request, watch: _Stopwatch) -> list[Operation]:
+    def _transact(self, moves: list[_Move], request: Request, watch: Stopwatch) -> list[Operation]:
         undo: Undo | None = None
         after: dict[str, ServiceIntent] = {}
         try:
@@ -330,7 +274,7 @@ class Switcher:
                 after = self._after(moves)
                 files = self._files(after, moves, request)
                 watch.lap("render")
-                self._begin(moves, after)
+                self._begin(moves, after, request)
                 undo = self._serving.undo_for(after, files)
                 self._serving.move(self._serving.intent.with_services(after), files)
                 watch.lap("commit")
@@ -343,28 +287,41 @@ class Switcher:
             ended = self._completed(moves, watch)
             self._store.finish(ended, after)
         except LbswitchError as error:
-            return self._failed(moves, undo, error, watch, request)
-        for operation in ended:
-            self._tell(operation)
+            return self._failed(moves, undo, error, watch)
+        self.records.tell(*ended)
         return ended
 
-    def _begin(self, moves: list[_Move], after: Mapping[str, ServiceIntent]) -> None:
-        """INTENT is on disk before anything moves."""
+    def _begin(self, moves: list[_Move], after: Mapping[str, ServiceIntent], request: Request) -> None:
+        """INTENT is on disk before anything moves, and with it the snapshot.
+
+        A disk that has no room for the snapshot never stands in the way back.
+        """
         self._step("intent")
         drafts = [replace(move.operation, generation=after[move.service].generation) for move in moves]
         before = {move.service: move.before for move in moves}
-        for move, operation in zip(moves, self._store.begin(drafts, before, after), strict=True):
+        try:
+            begun = self._store.begin(drafts, before, after, self._snapshot(request))
+        except StateError as error:
+            if not request.kind.is_way_back or self._snapshots is None:
+                raise
+            begun = self._store.begin(drafts, before, after)
+            for move in moves:
+                move.notes.append(f"no snapshot was taken: {error}")
+        for move, operation in zip(moves, begun, strict=True):
             move.operation = operation
 
-    def _completed(self, moves: Sequence[_Move], watch: _Stopwatch) -> list[Operation]:
+    def _snapshot(self, request: Request) -> Snapshot | None:
+        """What there is before the operation. Raises: StateError."""
+        return None if self._snapshots is None else self._snapshots.draft(str(request.kind))
+
+    def _completed(self, moves: Sequence[_Move], watch: Stopwatch) -> list[Operation]:
         timings = watch.timings()
         return [
-            self._end(move.operation, OperationState.DONE, timings=timings, notes=tuple(move.notes)) for move in moves
+            self.records.end(move.operation, OperationState.DONE, timings=timings, notes=tuple(move.notes))
+            for move in moves
         ]
 
-    def _failed(
-        self, moves: list[_Move], undo: Undo | None, error: LbswitchError, watch: _Stopwatch, request: Request
-    ) -> list[Operation]:
+    def _failed(self, moves: list[_Move], undo: Undo | None, error: LbswitchError, watch: Stopwatch) -> list[Operation]:
         """Put everything back and say how that went."""
         serving = " and ".join(sorted({f"{move.service} on {move.before.route}" for move in moves[:3]}))
         state, message = OperationState.REVERTED, f"{error}; still serving: {serving}"
@@ -377,7 +334,7 @@ class Switcher:
         watch.lap("verify")
         timings = watch.timings()
         ended = [
-            self._end(
+            self.records.end(
                 replace(move.operation, generation=move.before.generation),
                 state,
                 error=message,
@@ -387,121 +344,28 @@ class Switcher:
             for move in moves
         ]
         if moves[0].operation.id == 0:
-            return [self._record(operation, request) for operation in ended]
-        self._finish_or_keep(ended, {move.service: move.before for move in moves})
-        for operation in ended:
-            self._tell(operation)
+            return [self.records.record(operation) for operation in ended]
+        self.records.finish_or_keep(ended, {move.service: move.before for move in moves})
+        self.records.tell(*ended)
         return ended
 
-    # -- recording -------------------------------------------------------------------------------------------
+    # -- after a crash, and what a full disk did not take --------------------------------------------------------
 
-    def _end(self, operation: Operation, state: OperationState, **changes: object) -> Operation:
-        return operation.ended(state, now=self._clock(), **changes)
+    def recover(self) -> list[Recovery]:
+        """See `Recoveries.recover`."""
+        return self._recoveries().recover()
 
-    def _record(self, operation: Operation, request: Request) -> Operation:
-        """Into the history, unless it is a rehearsal; a store that fails now must not hide the outcome."""
-        if request.dry_run:
-            return operation
-        try:
-            operation = self._store.record(operation)
-        except StateError as error:
-            self._events.emit("history-not-written", str(error), operation.service, "error")
-        self._tell(operation)
-        return operation
+    def conclude(self, recoveries: Sequence[Recovery]) -> None:
+        """See `Recoveries.conclude`."""
+        self._recoveries().conclude(recoveries)
 
-    def _finish_or_keep(self, ended: list[Operation], services: dict[str, ServiceIntent]) -> None:
-        try:
-            self._store.finish(ended, services)
-        except StateError as error:
-            self._unrecorded.append((ended, services))
-            self._events.emit("history-not-written", f"{error}; it will be tried again", ended[0].service, "error")
+    def _recoveries(self) -> Recoveries:
+        is_restored = (lambda _open: None) if self._snapshots is None else self._snapshots.is_restored
+        return Recoveries(self._serving, self._store, self.gates, self.records, is_restored)
 
     def record_late(self) -> None:
         """Try again to record what a full disk did not take."""
-        while self._unrecorded:
-            try:
-                self._store.finish(*self._unrecorded[0])
-            except StateError:
-                return
-            del self._unrecorded[0]
-
-    def _tell(self, operation: Operation) -> None:
-        self._events.emit(
-            str(operation.kind),
-            describe(operation),
-            operation.service,
-            _LEVELS.get(operation.state, "error"),
-            operation=operation.to_json(),
-        )
-
-    # -- after a crash ---------------------------------------------------------------------------------------
-
-    def recover(self) -> list[Recovery]:
-        """What to do about the operations that a crash left open, and what their services serve until then.
-
-        One that had moved the pointer is finished if its target is healthy, all others are reverted: starting the agent
-        never moves traffic to a color that did not have it. `Serving.start` acts on the result, and `conclude` ends
-        the operations when it was seen; until then they stay open, for the next agent if this one dies too.
-        """
-        on_disk = self._serving.balancer.committed()
-        recoveries = []
-        for open_operation in self._store.unfinished():
-            service = open_operation.operation.service
-            if service not in self._serving.config.services:
-                self._close(Recovery(open_operation, finish=False, why="the service is no longer configured"))
-                continue
-            found = None if on_disk is None else on_disk.services.get(service)
-            had_moved = found is not None and found.generation == open_operation.after.generation
-            finish, why = self._is_to_be_finished(open_operation, had_moved=had_moved)
-            recoveries.append(Recovery(open_operation, finish, why))
-        return recoveries
-
-    def conclude(self, recoveries: Sequence[Recovery]) -> None:
-        """End recovered operations; one that was to be finished but is not seen at the listener is put back."""
-        for recovery in recoveries:
-            sight = self._serving.sights.get(recovery.service)
-            if recovery.finish and (sight is None or not sight.verified):
-                detail = sight.detail if sight is not None else "the balancer is not running"
-                why = f"{recovery.why}, but it is not seen: {detail}; back to {recovery.open.before.route}"
-                recovery = Recovery(recovery.open, finish=False, why=why)
-                with contextlib.suppress(LbswitchError):  # said by `look` and tried again by `settle`
-                    self._serving.put_back(Undo({recovery.service: recovery.open.before}, None))
-            self._close(recovery)
-
-    def _is_to_be_finished(self, open_operation: OpenOperation, *, had_moved: bool) -> tuple[bool, str]:
-        if not had_moved:
-            return False, "the agent ended before traffic had moved"
-        before, after = open_operation.before.route, open_operation.after.route
-        gate = self._health_gate(_Move(open_operation.operation, open_operation.before, after))
-        if gate is None:
-            return True, f"the agent ended after traffic had moved to {after}, which is healthy"
-        return False, f"the agent ended after traffic had moved, and {gate.message}; back to {before}"
-
-    def _close(self, recovery: Recovery) -> None:
-        operation = recovery.open.operation
-        state = OperationState.DONE if recovery.finish else OperationState.REVERTED
-        operation = replace(operation, notes=(*operation.notes, recovery.why))
-        if not recovery.finish:
-            operation = replace(operation, generation=recovery.open.before.generation, error=recovery.why)
-        ended = self._end(operation, state)
-        self._store.finish([ended], {operation.service: recovery.serves})
-        self._tell(ended)
-
-
-def describe(operation: Operation) -> str:
-    """The one sentence about an operation that log, history and alerts share."""
-    what = f"{operation.service}: {operation.kind} {operation.source} -> {operation.target}"
-    share = "" if operation.weight == 100 else f" {operation.weight}%"
-    why = f" because {operation.reason}" if operation.reason else ""
-    if operation.state is OperationState.DONE and operation.timings.total == 0:
-        return f"{what}{share} done, {'; '.join(operation.notes)}"
-    if operation.state is OperationState.DONE:
-        return f"{what}{share} done in {operation.timings.total:.1f} ms, generation {operation.generation}{why}"
-    if operation.state is OperationState.ALREADY:
-        return f"{operation.service}: {operation.target}{share} already serves, generation {operation.generation}"
-    if operation.gate is not None:
-        return f"{what}{share} refused by {operation.gate.name}: {operation.gate.message}"
-    return f"{what}{share} {operation.state}: {operation.error}"
+        self.records.write_late()
 
 
 def _kind(request: Request, before: Route, after: Route) -> Kind:
@@ -509,18 +373,3 @@ def _kind(request: Request, before: Route, after: Route) -> Kind:
         return request.kind
     only_shares = after.is_split or (before.is_split and before.live is after.live)
     return Kind.WEIGHT if only_shares else Kind.SWITCH
-
-
-def _directed(draft: Operation, before: Route, after: Route) -> Operation:
-    """`from`, `to` and `weight` as the traffic moves: `to` gains, and has `weight` percent afterwards."""
-    gaining = _gaining(before, after) or after.live
-    source = gaining if before == after else gaining.other
-    return replace(draft, source=source, target=gaining, weight=after.share(gaining))
-
-
-def _gaining(before: Route, after: Route) -> Color | None:
-    """The color whose share of the traffic grows; the live one when nothing changes."""
-    for color in Color:
-        if after.share(color) > before.share(color):
-            return color
-    return None

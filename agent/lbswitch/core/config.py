@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lbswitch.core import defaults
@@ -483,6 +483,17 @@ class Config(_Section):
     services: dict[ServiceName, ServiceConfig] = Field(
         min_length=1, max_length=10_000, description="One section for each service, under its name."
     )
+    _text: str | None = PrivateAttr(None)
+
+    @property
+    def text(self) -> str | None:
+        """The file's text, where this was read from one."""
+        return self._text
+
+    def read_from(self, text: str) -> Self:
+        """The same, remembering the text that it was read from."""
+        self._text = text
+        return self
 
     def lists(self, key: ServerKey) -> bool:
         """Whether that server is in that pool."""

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     ROLLBACK = "rollback"
     FAILOVER = "failover"
     WEIGHT = "weight"
+    RESTORE = "restore"
 
     @property
     def is_way_back(self) -> bool:
@@ -80,6 +81,10 @@ class Route:
         if percent == 0:
             return Route(color.other)
         return Route(self.live, percent if color is self.live else 100 - percent)
+
+    def gains_from(self, before: Route) -> Color | None:
+        """The color whose share of the traffic is larger here than it was before; None when nothing moves."""
+        return next((color for color in Color if self.share(color) > before.share(color)), None)
 
     def __str__(self) -> str:
         if not self.is_split:
@@ -169,9 +174,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One switch, rollback, failover or weight change, as history and API show it.
+    """One switch, rollback, failover, weight change or restore, as history and API show it.
 
-    `weight` is the percentage `target` gets; times are seconds since the epoch (UTC).
+    `weight` is the percentage `target` gets; times are seconds since the epoch (UTC); `snapshot` is the number of the
+    one that was taken before, if any was.
     """
 
     id: int
@@ -191,10 +197,20 @@ class Operation:
     ended_at: float | None = None
     notes: tuple[str, ...] = ()
     dry_run: bool = False
+    snapshot: int | None = None
 
     def ended(self, state: OperationState, *, now: float, **changes: Any) -> Self:
         """This operation, over."""
         return replace(self, state=state, ended_at=now, **changes)
+
+    def moving(self, before: Route, after: Route) -> Self:
+        """This operation with `source`, `target` and `weight` as the traffic moves.
+
+        `target` is the color that gains, with `weight` percent afterwards; when nothing moves both are the live one.
+        """
+        target = after.gains_from(before) or after.live
+        source = target if before == after else target.other
+        return replace(self, source=source, target=target, weight=after.share(target))
 
     def to_json(self) -> dict[str, Any]:
         """The Operation document of the contract (DESIGN 7.3), with our additions."""
@@ -213,6 +229,7 @@ class Operation:
             "error": self.error,
             "notes": list(self.notes),
             "dry_run": self.dry_run,
+            "snapshot": self.snapshot,
             "timings_ms": self.timings.to_json(),
             "started_at": self.started_at,
             "ended_at": self.ended_at,

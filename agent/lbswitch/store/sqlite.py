@@ -23,9 +23,8 @@ from lbswitch.core.model import (
     Timings,
 )
 from lbswitch.errors import StateError
-from lbswitch.ports import OpenOperation, StoredAnswer
+from lbswitch.ports import OpenOperation, Snapshot, StoredAnswer
 
-_VERSION = 1
 _ANSWERS_KEPT = 10_000
 _SCHEMA = """
 CREATE TABLE service (
@@ -48,6 +47,17 @@ CREATE TABLE freeze (service TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE answer (key TEXT PRIMARY KEY, request TEXT NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL);
 INSERT INTO counter VALUES ('generation', 0);
 """
+_SNAPSHOTS = """
+CREATE TABLE manifest (digest TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE snapshot (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, purpose TEXT NOT NULL,
+    digest TEXT NOT NULL, tree TEXT NOT NULL, restores INTEGER
+);
+ALTER TABLE operation ADD COLUMN snapshot INTEGER;
+CREATE INDEX operation_by_snapshot ON operation (snapshot) WHERE snapshot IS NOT NULL;
+"""
+_STEPS = (_SCHEMA, _SNAPSHOTS)
+"""What leads from each format to the next; the format of a file is how many of them it has seen."""
 
 
 class SqliteStore:
@@ -74,15 +84,24 @@ class SqliteStore:
 
     def _prepare(self) -> None:
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
+        if version > len(_STEPS):
             raise StateError(
-                f"{self._path} was written by a newer lbswitch (format {version}, this one knows {_VERSION}); "
+                f"{self._path} was written by a newer lbswitch (format {version}, this one knows {len(_STEPS)}); "
                 "nothing was changed: start the newer version, or keep this file aside to begin anew"
             )
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
-        if version == 0:
-            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        for number, step in enumerate(_STEPS[version:], start=version + 1):
+            self._upgrade(f"{step} PRAGMA user_version = {number};")
+
+    def _upgrade(self, step: str) -> None:
+        """One step, all of it or nothing."""
+        try:
+            self._database.executescript(f"BEGIN IMMEDIATE; {step} COMMIT;")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -139,10 +158,17 @@ class SqliteStore:
             database.executemany("INSERT INTO ejected VALUES (?, ?, ?)", rows)
 
     def begin(
-        self, operations: Sequence[Operation], before: Mapping[str, ServiceIntent], after: Mapping[str, ServiceIntent]
+        self,
+        operations: Sequence[Operation],
+        before: Mapping[str, ServiceIntent],
+        after: Mapping[str, ServiceIntent],
+        snapshot: Snapshot | None = None,
     ) -> list[Operation]:
         """Write INTENT."""
         with self._transaction() as database:
+            if snapshot is not None:
+                number = _put_snapshot(database, snapshot)
+                operations = [replace(operation, snapshot=number) for operation in operations]
             _raise_generation(database, max(intent.generation for intent in after.values()))
             return [
                 _insert(database, operation, before[operation.service], after[operation.service])
@@ -187,11 +213,39 @@ class SqliteStore:
     def last_move(self, service: str) -> Operation | None:
         """The last completed operation that made another color live."""
         query = (
-            f"SELECT {_NAMES} FROM operation WHERE service = ? AND state = 'done' "  # noqa: S608
-            "AND source <> target AND weight = 100 AND kind <> 'weight' ORDER BY id DESC LIMIT 1"
+            f"SELECT {_NAMES} FROM operation WHERE service = ? AND {_LAST_MOVE} "  # noqa: S608
+            "ORDER BY id DESC LIMIT 1"
         )
         rows = self._rows(query, service)
         return _operation(rows[0]) if rows else None
+
+    def add_snapshot(self, snapshot: Snapshot) -> int:
+        """Keep one that no operation asked for."""
+        with self._transaction() as database:
+            return _put_snapshot(database, snapshot)
+
+    def snapshots(self, limit: int) -> list[Snapshot]:
+        """The newest first."""
+        rows = self._rows(f"SELECT {_SNAPSHOT}, '' FROM snapshot ORDER BY id DESC LIMIT ?", limit)  # noqa: S608
+        return [_snapshot(row) for row in rows]
+
+    def snapshot(self, number: int) -> Snapshot | None:
+        """One snapshot, complete."""
+        query = f"SELECT {_SNAPSHOT}, text FROM snapshot JOIN manifest USING (digest) WHERE id = ?"  # noqa: S608
+        rows = self._rows(query, number)
+        return _snapshot(rows[0]) if rows else None
+
+    def forget_snapshots(self, keep: int, before: float) -> int:
+        """Remove old ones that nobody needs."""
+        with self._transaction() as database:
+            found = database.execute(_FORGET, (before, keep)).rowcount
+            if found:
+                database.execute("DELETE FROM manifest WHERE digest NOT IN (SELECT digest FROM snapshot)")
+            return found
+
+    def snapshot_trees(self) -> set[str]:
+        """The trees that are referred to."""
+        return {row[0] for row in self._rows("SELECT DISTINCT tree FROM snapshot")}
 
     def automatic_since(self, service: str, since: float) -> list[float]:
         """When failovers of this service began, after `since`."""
@@ -227,6 +281,39 @@ class SqliteStore:
             values = (key, answer.request, answer.status, answer.body)
             database.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?)", values)
             database.execute("DELETE FROM answer WHERE rowid <= (SELECT max(rowid) FROM answer) - ?", (_ANSWERS_KEPT,))
+
+
+_SNAPSHOT = (
+    "id, at, purpose, digest, tree, restores, "
+    "(SELECT group_concat(o.id) FROM operation AS o WHERE o.snapshot = snapshot.id)"
+)
+_LAST_MOVE = "state = 'done' AND source <> target AND weight = 100 AND kind <> 'weight'"
+_FORGET = f"""
+DELETE FROM snapshot WHERE at < ?
+AND id NOT IN (SELECT id FROM snapshot ORDER BY id DESC LIMIT ?)
+AND id NOT IN (SELECT snapshot FROM operation WHERE state = 'open' AND snapshot IS NOT NULL)
+AND id NOT IN (
+    SELECT restores FROM snapshot AS s WHERE restores IS NOT NULL
+    AND s.id IN (SELECT snapshot FROM operation WHERE state = 'open')
+)
+AND id NOT IN (
+    SELECT snapshot FROM operation WHERE snapshot IS NOT NULL
+    AND id IN (SELECT max(id) FROM operation WHERE {_LAST_MOVE} GROUP BY service)
+)
+"""  # noqa: S608 - nothing but our own words
+
+
+def _put_snapshot(database: sqlite3.Connection, snapshot: Snapshot) -> int:
+    database.execute("INSERT OR IGNORE INTO manifest VALUES (?, ?)", (snapshot.digest, snapshot.manifest))
+    values = (snapshot.at, snapshot.purpose, snapshot.digest, snapshot.tree, snapshot.restores)
+    statement = "INSERT INTO snapshot (at, purpose, digest, tree, restores) VALUES (?, ?, ?, ?, ?)"
+    return database.execute(statement, values).lastrowid or 0
+
+
+def _snapshot(row: tuple[Any, ...]) -> Snapshot:
+    number, at, purpose, digest, tree, restores, operations, manifest = row
+    numbers = sorted(int(one) for one in operations.split(",")) if operations else ()
+    return Snapshot(number, at, purpose, digest, tree, manifest, restores, tuple(numbers))
 
 
 def _put_services(database: sqlite3.Connection, services: Mapping[str, ServiceIntent]) -> None:
@@ -271,18 +358,19 @@ def _columns(operation: Operation) -> dict[str, object]:
         "timings": json.dumps(operation.timings.to_json()),
         "started_at": operation.started_at,
         "ended_at": operation.ended_at,
+        "snapshot": operation.snapshot,
     }
 
 
 _NAMES = (
     "id, kind, service, source, target, weight, state, generation, reason, actor, gate, error, notes, timings, "
-    "started_at, ended_at"
+    "started_at, ended_at, snapshot"
 )
 
 
 def _operation(row: tuple[Any, ...]) -> Operation:
     (identity, kind, service, source, target, weight, state, generation, reason, actor, gate, error, notes, timings,
-     started_at, ended_at) = row  # fmt: skip
+     started_at, ended_at, snapshot) = row  # fmt: skip
     return Operation(
         id=identity,
         kind=Kind(kind),
@@ -300,6 +388,7 @@ def _operation(row: tuple[Any, ...]) -> Operation:
         timings=Timings(**json.loads(timings)),
         started_at=started_at,
         ended_at=ended_at,
+        snapshot=snapshot,
     )
 
 

@@ -1,0 +1,55 @@
+"""The checks that must pass before anything is changed."""
+
+from __future__ import annotations
+
+import time
+
+from lbswitch.core.decide import PoolState
+from lbswitch.core.model import Color, Gate, Kind, Route
+from lbswitch.ports import HealthView, Store
+from lbswitch.serving import Serving
+
+_WAIT_FOR_HEALTH_S = 3.0
+
+
+class Gates:
+    """Each gives the Gate that says no, or None."""
+
+    def __init__(self, serving: Serving, store: Store, health: HealthView) -> None:
+        """Look through these."""
+        self._serving = serving
+        self._store = store
+        self._health = health
+
+    def balancer(self) -> Gate | None:
+        """Nothing can be seen at a balancer that does not run; no force helps."""
+        balancer = self._serving.balancer
+        if balancer.is_running():
+            return None
+        why = balancer.why_not_started() or "the agent is about to start it again"
+        return Gate("balancer", f"the balancer is not running: {why}")
+
+    def freeze(self, service: str, kind: Kind) -> Gate | None:
+        """A frozen service takes nothing but a rollback."""
+        reason = self._store.frozen().get(service)
+        if reason is None or kind is Kind.ROLLBACK:
+            return None
+        return Gate("freeze", f"{service} is frozen: {reason}; lbswitch release -s {service} ends that")
+
+    def health(self, service: str, before: Route, after: Route) -> Gate | None:
+        """The color that gains traffic must be healthy; one that is not known yet gets a moment to show it."""
+        gaining = after.gains_from(before)
+        if gaining is None:
+            return None
+        return self.color(service, gaining, before)
+
+    def color(self, service: str, color: Color, serving: Route) -> Gate | None:
+        """This color must be healthy; `serving` is what serves until then."""
+        deadline = time.monotonic() + _WAIT_FOR_HEALTH_S
+        facts = self._health.facts(service, color)
+        while facts.state is PoolState.UNKNOWN and time.monotonic() < deadline:
+            time.sleep(0.01)
+            facts = self._health.facts(service, color)
+        if facts.state is PoolState.HEALTHY:
+            return None
+        return Gate("health", f"{color} is {facts.state}: {facts.summary}; {serving} is still serving")
