@@ -29,6 +29,11 @@ class Gates:
         why = balancer.why_not_started() or "the agent is about to start it again"
         return Gate("balancer", f"the balancer is not running: {why}")
 
+    def weights(self, service: str, after: Route) -> Gate | None:
+        """A split needs a listener that can split; no force helps."""
+        why = self._serving.balancer.why_not_weighted(service) if after.is_split else None
+        return None if why is None else Gate("weights", why)
+
     def freeze(self, service: str, kind: Kind) -> Gate | None:
         """A frozen service takes nothing but a rollback."""
         reason = self._store.frozen().get(service)

@@ -153,6 +153,9 @@ class Balancer(Protocol):
     def why_not_started(self) -> str | None:
         """Why the agent must not start one that is down: a person stopped it, or it is somebody else's. Else None."""
 
+    def why_not_weighted(self, service: str) -> str | None:
+        """Why this service's traffic can't be split between both colors, with what to do; None when it can."""
+
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         """How many servers each `upstream` or `backend` in these files has."""
 

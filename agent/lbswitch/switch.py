@@ -204,9 +204,9 @@ class Switcher:
 
     def _refusal(self, request: Request, move: _Move) -> Gate | None:
         """The first gate that says no; `force` passes freeze and health, and the operation says so."""
-        down = self.gates.balancer()
-        if down is not None:
-            return down
+        impossible = self.gates.balancer() or self.gates.weights(move.service, move.route)
+        if impossible is not None:
+            return impossible
         freeze = self.gates.freeze(move.service, request.kind)
         for gate in (freeze, self.gates.health(move.service, move.before.route, move.route)):
             if gate is None:

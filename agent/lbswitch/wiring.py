@@ -34,6 +34,10 @@ from lbswitch.switch import Switcher
 def make_balancer(config: Config) -> Balancer:
     """The adapter that the configuration names. Raises: ConfigError."""
     if not config.balancer.managed:
+        if config.balancer.kind is BalancerKind.HAPROXY:
+            from lbswitch.balancers.haproxy_guest import HAProxyGuest
+
+            return HAProxyGuest(config)
         raise ConfigError("balancer", [Problem("managed: false is not in this version")])
     if config.balancer.kind is BalancerKind.NGINX:
         from lbswitch.balancers.nginx import Nginx
@@ -136,7 +140,7 @@ async def _live(agent: Agent, listeners: list[socket.socket]) -> None:
     reloads: set[asyncio.Task[None]] = set()
 
     def reread() -> None:
-        task = asyncio.create_task(agent.upkeep.reload_configuration())
+        task = asyncio.create_task(agent.events.guard("applying after SIGHUP", agent.edits.apply()))
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 

@@ -41,6 +41,7 @@ class FakeBalancer:
         self.refuse: str | None = None
         self.break_commit: list[str] = []
         self.deaf = False
+        self.no_weights: str | None = None
         self.commits: list[Intent] = []
         self.reloads = 0
         self.intended: str | None = None
@@ -118,6 +119,9 @@ class FakeBalancer:
 
     def is_running(self) -> bool:
         return self.running
+
+    def why_not_weighted(self, service: str) -> str | None:
+        return self.no_weights
 
     def why_not_started(self) -> str | None:
         return None

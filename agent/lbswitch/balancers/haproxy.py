@@ -132,6 +132,10 @@ class HAProxy:
         """Put back what was installed before. Raises: StateError."""
         self._rendered.reinstall(revision)
 
+    def why_not_weighted(self, service: str) -> str | None:  # noqa: ARG002 - of the port
+        """Every service of ours can be."""
+        return None
+
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         """Servers of each `backend`."""
         return pools.haproxy(rendered)

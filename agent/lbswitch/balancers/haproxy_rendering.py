@@ -24,7 +24,9 @@ _NOT_SPLIT = 101
 
 
 @dataclass(frozen=True, slots=True)
-class _Server:
+class Server:
+    """A `server` line."""
+
     name: str
     address: str
 
@@ -32,7 +34,7 @@ class _Server:
 @dataclass(frozen=True, slots=True)
 class _Pool:
     name: str
-    servers: tuple[_Server, ...]
+    servers: tuple[Server, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +146,9 @@ class Rendering:
             initial=service.initial,
             sticky_by=service.weights.sticky_by if service.weights else "none",
             sticky_name=service.weights.sticky_name if service.weights else "",
-            connect_ms=_milliseconds(service.timeouts.connect),
-            read_ms=_milliseconds(service.timeouts.read),
-            pools=tuple(_Pool(pool_name(name, color), _servers(service, color)) for color in Color),
+            connect_ms=milliseconds(service.timeouts.connect),
+            read_ms=milliseconds(service.timeouts.read),
+            pools=tuple(_Pool(pool_name(name, color), servers(service, color)) for color in Color),
             literal=self._literal(name, intent),
         )
 
@@ -164,9 +166,10 @@ def server_name(position: int) -> str:
     return f"s{position + 1}"
 
 
-def _servers(service: ServiceConfig, color: Color) -> tuple[_Server, ...]:
+def servers(service: ServiceConfig, color: Color) -> tuple[Server, ...]:
+    """The `server` lines of a color."""
     addresses = service.pool(color).servers
-    return tuple(_Server(server_name(i), _address(parse_endpoint(text))) for i, text in enumerate(addresses))
+    return tuple(Server(server_name(i), _address(parse_endpoint(text))) for i, text in enumerate(addresses))
 
 
 def _address(endpoint: Endpoint) -> str:
@@ -187,7 +190,8 @@ def _bind(name: str, service: ServiceConfig, endpoint: Endpoint) -> str:
     return " ".join(words)
 
 
-def _milliseconds(seconds: float) -> int:
+def milliseconds(seconds: float) -> int:
+    """For HAProxy's timers: one at least, and no more than they hold."""
     return min(_LONGEST_MS, max(1, round(seconds * 1000)))
 
 

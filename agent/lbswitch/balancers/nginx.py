@@ -159,6 +159,10 @@ class Nginx:
 
     # -- what is served ----------------------------------------------------------------------------------------
 
+    def why_not_weighted(self, service: str) -> str | None:  # noqa: ARG002 - of the port
+        """Every service of ours can be."""
+        return None
+
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         """Servers of each `upstream`."""
         return pools.nginx(rendered)

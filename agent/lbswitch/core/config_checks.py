@@ -168,6 +168,11 @@ def _abilities(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) 
                 ("services", name, "switching"),
                 f"is {str(foreign)!r}, which {balancer.kind} does not have: write {allowed}, or leave it out",
             )
+        if not is_nginx and not balancer.managed and service.switching is Switching.RELOAD:
+            yield Misplaced(
+                ("services", name, "switching"),
+                "is 'reload', but the use_backend line is in a frontend that lbswitch does not write: leave it out",
+            )
         if is_nginx and service.mode is Mode.TCP:
             yield Misplaced(
                 ("services", name, "mode"),

@@ -1,0 +1,263 @@
+"""Somebody else's HAProxy: they write one line into a frontend, lbswitch owns two backends for each service.
+
+OUTPUT/rendered/REVISION/lbswitch.cfg
+OUTPUT/current -> rendered/REVISION      HAProxy is given -f OUTPUT/current/lbswitch.cfg, or a symlink to it
+OUTPUT/live.map, weights.map             where every service's requests go (`haproxy_maps`)
+OUTPUT/state.sock                        tells what services in `mode: tcp` serve
+
+The owner starts, stops and configures it; lbswitch checks the whole of their configuration before it changes its own
+file, asks for a reload through `balancer.control`, and switches through `balancer.master_socket`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from lbswitch.balancers import clients, control, listener, pools
+from lbswitch.balancers.haproxy_binds import LONGEST_SOCKET_PATH, too_long
+from lbswitch.balancers.haproxy_drift import HAProxyDrift
+from lbswitch.balancers.haproxy_guest_rendering import FILE, GuestRendering
+from lbswitch.balancers.haproxy_guest_warnings import GuestWarnings
+from lbswitch.balancers.haproxy_handover import Handover
+from lbswitch.balancers.haproxy_lines import lines
+from lbswitch.balancers.haproxy_live import LiveMaps
+from lbswitch.balancers.haproxy_maps import MapFiles
+from lbswitch.balancers.haproxy_master import MasterSocket
+from lbswitch.balancers.haproxy_neighbors import Neighbors
+from lbswitch.balancers.haproxy_owner import Owner
+from lbswitch.balancers.haproxy_runtime import Runtime, Unanswered
+from lbswitch.balancers.haproxy_servers import Servers
+from lbswitch.balancers.haproxy_whole import Whole, readable_version
+from lbswitch.balancers.rendered import RenderedDirectory
+from lbswitch.core.config import Config, Mode
+from lbswitch.core.config import Control as Kind
+from lbswitch.core.model import Intent, Observation, ServerKey
+from lbswitch.core.names import guest_pool_name
+from lbswitch.core.values import Endpoint, parse_endpoint
+from lbswitch.errors import BalancerError, CheckFailed, CommitFailed, LbswitchError, ReloadFailed, StartFailed
+from lbswitch.ports import Difference, Rendered
+
+_HINT = (
+    "no use_backend line sends these requests to lbswitch's backends, or HAProxy has not loaded them: lbswitch check"
+)
+
+
+class HAProxyGuest:
+    """Implements `lbswitch.ports.Balancer` for a HAProxy whose owner lets lbswitch choose between two backends."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing is looked up, written or asked yet."""
+        balancer = config.balancer
+        directory = Path(balancer.output_dir or "/")
+        self._config = config
+        self._control = control.make(balancer)
+        in_container = self._control.kind is Kind.DOCKER
+        self._seen: dict[Path, Path] = {}
+        self._runtime = Runtime(Path(balancer.master_socket or "/"), is_alive=_nobody_knows if in_container else None)
+        self._files = MapFiles(directory, self._as_seen)
+        self._rendered = RenderedDirectory(directory)
+        self._state_socket = directory / "state.sock"
+        self._rendering = GuestRendering(config, self._files, self._state_socket, Neighbors(self._control).addresses)
+        servers = Servers(config, self._runtime, guest_pool_name, _is_ours)
+        self._live = LiveMaps(self._files, self._runtime, servers, self.is_running)
+        self._drift = HAProxyDrift(
+            self._files, self._rendered, self._runtime, self._live, servers, self.observe, self._frontends()
+        )
+        self._owner = Owner(self._control, balancer, self._rendered.current / FILE)
+        self._whole = Whole(self._control, balancer, self._owner, self._files)
+        self._master = MasterSocket(self._runtime, self._control)
+        self._warnings = GuestWarnings(config, self._control, self._owner, self._rendered.current / FILE, self._as_seen)
+
+    def _as_seen(self, path: Path) -> Path:
+        """As HAProxy has it; the mounts of a container never change. Raises: CheckFailed."""
+        if path not in self._seen:
+            self._seen[path] = self._control.seen(path)
+        return self._seen[path]
+
+    def _frontends(self) -> list[str]:
+        """Those that lbswitch wrote."""
+        return ["lbswitch.state"] if any(s.mode is Mode.TCP for s in self._config.services.values()) else []
+
+    @property
+    def reload_is_free(self) -> bool:
+        """Yes, with the settings that `warnings` asks for; ejecting servers needs none anyway."""
+        return True
+
+    def version(self) -> str:
+        """Of what runs, else of the program on disk. Raises: BalancerMissing, BalancerTooOld."""
+        try:
+            worker = self._runtime.processes().current[0]
+            return readable_version(self._runtime.ask(worker, "show version"))
+        except (Unanswered, IndexError):
+            return self._whole.version()
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    def render(self, intent: Intent) -> Rendered:  # noqa: ARG002 - of the port
+        """The file for this configuration, whatever the intent. Raises: RenderFailed, CheckFailed."""
+        return self._rendering.render()
+
+    def check(self, rendered: Rendered) -> None:
+        """Let `haproxy -c` judge the owner's files and this one together.
+
+        Raises: CheckFailed, BalancerMissing, StateError.
+        """
+        path = too_long([self._as_seen(self._state_socket)] if self._frontends() else [])
+        if path is not None:
+            raise CheckFailed(
+                f"the socket path {path} has {len(str(path))} bytes, and HAProxy can bind {LONGEST_SOCKET_PATH}: "
+                "choose a shorter balancer.output_dir"
+            )
+        self._whole.check(rendered)
+
+    def installed(self) -> str | None:
+        """The revision that is on disk now."""
+        return self._rendered.installed()
+
+    def intended_revision(self) -> str | None:
+        """The revision that was last installed, or found first."""
+        return self._rendered.intended
+
+    def read(self, revision: str) -> Rendered:
+        """An installed or previously installed configuration. Raises: StateError."""
+        return self._rendered.read(revision)
+
+    def install(self, rendered: Rendered) -> None:
+        """Put it on disk. Raises: StateError."""
+        self._rendered.install(rendered)
+
+    def reinstall(self, revision: str) -> None:
+        """Put back what was installed before. Raises: StateError."""
+        self._rendered.reinstall(revision)
+
+    def pools(self, rendered: Rendered) -> Mapping[str, int]:
+        """Servers of each of our backends."""
+        return pools.haproxy(rendered)
+
+    def watched(self) -> frozenset[Path]:
+        """Templates, and where maps and rendered files lie."""
+        return frozenset([*self._rendering.template_directories, self._files.directory])
+
+    # -- what is served --------------------------------------------------------------------------------------
+
+    def commit(self, intent: Intent, changed: Collection[str]) -> None:
+        """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed, CheckFailed."""
+        try:
+            self._live.commit(intent, changed)
+        except CommitFailed as error:
+            raise CommitFailed(f"{error}{self._master.mend()}") from error
+
+    def committed(self) -> Intent | None:
+        """Routes and generations of the maps on disk, or None. Raises: StateError."""
+        return self._live.committed()
+
+    def observe(self, service: str) -> Observation:
+        """Ask the owner's listener; a `mode: tcp` one is asked for a connection alone. Raises: NotSeen."""
+        settings = self._config.services[service]
+        bind = parse_endpoint(settings.bind)
+        if settings.mode is Mode.TCP:
+            listener.accepts(service, bind)
+            socket = Endpoint(path=str(self._state_socket))
+            return listener.observe(service, socket, path=listener.guest_path(service), hint=_HINT)
+        verify = settings.verify
+        path = listener.guest_path(service, verify.prefix)
+        return listener.observe(service, bind, tls=verify.tls, path=path, host=verify.host, hint=_HINT)
+
+    def why_not_weighted(self, service: str) -> str | None:
+        """Which lines the owner's frontend lacks for weights, or the configuration a `weights:` section."""
+        return self._warnings.why_not_weighted(service)
+
+    def owner_lines(self, service: str) -> list[str]:
+        """What the owner's frontend needs. Raises: CheckFailed."""
+        return lines(self._config, service, self._as_seen)
+
+    def routes(self) -> Mapping[int, Intent]:
+        """What the maps of each worker serve."""
+        return self._drift.routes()
+
+    def differences(self, intent: Intent) -> list[Difference]:
+        """In maps and servers of every worker, on disk, and in what runs. Never raises."""
+        try:
+            return self._drift.differences(intent)
+        except BalancerError:  # the container can't be asked where it has the maps
+            return []
+
+    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
+        """Maps and servers first, then the file; a reload if another runs. Raises: CommitFailed, StateError, ..."""
+        self._drift.repair(intent, rendered, self.reload)
+
+    def eject(self, ejected: frozenset[ServerKey]) -> bool:
+        """Leave exactly these servers out in every worker, now and after the next reload. Raises: CommitFailed."""
+        self._live.eject(ejected)
+        return True
+
+    def connections(self, service: str) -> int | None:
+        """Open connections at the owner's listener, whatever they are for; a container's are not counted from here."""
+        if self._control.kind is Kind.DOCKER:
+            return None
+        return clients.connections(parse_endpoint(self._config.services[service].bind))
+
+    # -- the process -----------------------------------------------------------------------------------------
+
+    def is_running(self) -> bool:
+        """Whether there is a master: one that answers, or one that is seen."""
+        return self._master.answers() or self._control.is_running()
+
+    def why_not_started(self) -> str | None:
+        """Its owner starts it."""
+        return f"HAProxy is its owner's to start: {self._control.trouble() or self._control.how_to('start')}"
+
+    def reload(self) -> None:
+        """Ask for a reload and see a new worker take over. Raises: ReloadFailed."""
+        try:
+            handover = Handover(self._runtime)
+        except ReloadFailed as error:
+            raise ReloadFailed(f"{error}{self._master.mend()}") from error
+        self._control.reload()
+        handover.wait(self._why)
+        self._live.eject_again()
+
+    def _why(self) -> str:
+        """The daemon tells nobody why it refused; its checker may."""
+        try:
+            installed = self.installed()
+            if installed is not None:
+                self._whole.check(self.read(installed))
+        except LbswitchError as error:
+            return str(error)
+        return ""
+
+    def start(self) -> None:
+        """Not ours to do. Raises: StartFailed."""
+        raise StartFailed(
+            f"HAProxy is somebody else's (managed: false), start it as its owner does: {self._how('start')}"
+        )
+
+    def stop(self) -> None:
+        """Not ours to do. Raises: StartFailed."""
+        raise StartFailed(
+            f"HAProxy is somebody else's (managed: false), stop it as its owner does: {self._how('stop')}"
+        )
+
+    def _how(self, verb: str) -> str:
+        return self._control.how_to(verb)
+
+    def warnings(self) -> list[str]:
+        """What works but should be mended."""
+        return [
+            *self._master.warnings(),
+            *self._warnings.all(),
+            *self._live.many_draining("as the owner's hard-stop-after says"),
+            *self._live.hung_workers(),
+        ]
+
+
+def _is_ours(backend: str) -> bool:
+    """The owner's servers may be in maintenance, which is theirs to end."""
+    return backend.startswith("lbswitch_")
+
+
+def _nobody_knows(_pid: int) -> bool:
+    """A worker in a container has a number that means nothing here: an answer is waited for to the end."""
+    return True

@@ -1,0 +1,142 @@
+"""What the owner of a HAProxy should write or change, as sentences with the exact lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lbswitch.balancers.control import Control
+from lbswitch.balancers.haproxy_lines import lines
+from lbswitch.balancers.haproxy_master import socket_option
+from lbswitch.balancers.haproxy_owner import Owner, Section
+from lbswitch.core.config import Config
+from lbswitch.core.config import Control as Kind
+from lbswitch.errors import CheckFailed
+
+
+class GuestWarnings:
+    """Looks at the owner's files anew each time."""
+
+    def __init__(
+        self, config: Config, control: Control, owner: Owner, ours: Path, seen: Callable[[Path], Path]
+    ) -> None:
+        """`ours` is the path under which our file is loaded, as this host has it."""
+        self._config = config
+        self._control = control
+        self._owner = owner
+        self._ours = ours
+        self._seen = seen
+
+    def all(self) -> list[str]:
+        """Empty when the files are as they should be, or can't be looked at."""
+        try:
+            sections = self._owner.sections()
+            return [*self._not_loaded(), *self._not_used(sections), *self._settings(sections)]
+        except CheckFailed as error:
+            return [str(error)]
+
+    def why_not_weighted(self, service: str) -> str | None:
+        """What has to be written before this service can be split, with the lines; None when nothing."""
+        if self._config.services[service].weights is None:
+            return (
+                f"{service} has no weights: section, without which the owner's frontend can't split its traffic; add "
+                f"`weights: {{sticky: none}}` to services.{service}, and to the frontend, in place of its use_backend "
+                f"line:\n{_block(self._with_weights(service))}"
+            )
+        sections = self._owner.sections()
+        map_file = str(self._seen(Path(self._config.balancer.output_dir or "/") / "weights.map"))
+        reads = [section for section in sections if any(_weighs(line, service, map_file) for line in section.lines)]
+        if reads or not any(section.kind for section in sections):
+            return None
+        return (
+            f"no frontend of the owner's looks up the weight of {service}; put these lines in place of its use_backend "
+            f"line, and reload:\n{_block(lines(self._config, service, self._seen))}"
+        )
+
+    def _with_weights(self, service: str) -> list[str]:
+        document = self._config.model_dump(mode="json", exclude_unset=True)
+        document["services"][service]["weights"] = {}
+        return lines(Config.model_validate(document), service, self._seen)
+
+    # -- the three steps of the owner --------------------------------------------------------------------------
+
+    def _not_loaded(self) -> Iterator[str]:
+        if self._owner.loads_ours():
+            return
+        ours = self._seen(self._ours)
+        named = self._owner.command_line().files
+        what = f"HAProxy does not load {ours}"
+        if self._control.kind is Kind.DOCKER:
+            yield f"{what}: add -f {ours} to the command of its container"
+            return
+        directory = next((path for path in named if Path(path).is_dir()), None)
+        if directory is not None:
+            yield f"{what}: ln -s {ours} {directory}/lbswitch.cfg, then {self._control.how_to('reload')}"
+            return
+        options = f"-S {socket_option(self._config.balancer.master_socket)} -f {ours}"
+        yield (
+            f"{what}: give it another -f on its command line (Debian and Ubuntu: in /etc/default/haproxy write "
+            f'EXTRAOPTS="{options}"), then {self._control.how_to("restart")}'
+        )
+
+    def _not_used(self, sections: list[Section]) -> Iterator[str]:
+        if not any(section.kind for section in sections):
+            return  # the owner's files can't be read
+        for service in self._config.services:
+            uses = [line for section in sections for line in section.lines if _uses(line, service)]
+            wanted = lines(self._config, service, self._seen)
+            if not uses:
+                yield f"no frontend of the owner's uses the backends of {service}; write into it:\n{_block(wanted)}"
+            elif not any(_chooses(section, service, self._live_map()) for section in sections):
+                yield (
+                    f"{service}: the line `{uses[0]}` does not look into {self._live_map()}, so that no switch moves "
+                    f"it; write instead:\n{_block(wanted)}"
+                )
+
+    def _live_map(self) -> str:
+        return str(self._seen(Path(self._config.balancer.output_dir or "/") / "live.map"))
+
+    # -- settings that make reloads harmless ---------------------------------------------------------------------
+
+    def _settings(self, sections: list[Section]) -> Iterator[str]:
+        if not any(section.kind == "global" for section in sections):
+            return
+        everywhere = [section for section in sections if section.kind == "defaults"]
+        uses = [s for s in sections if any(_uses(line, name) for line in s.lines for name in self._config.services)]
+        if uses and not any(section.has("option idle-close-on-response") for section in [*everywhere, *uses]):
+            yield (
+                "a reload of HAProxy closes idle keep-alive connections, which loses requests that are on their way: "
+                "write `option idle-close-on-response` into its defaults or into the frontend"
+            )
+        settings = [section for section in sections if section.kind == "global"]
+        if not any(section.has("hard-stop-after") for section in settings):
+            yield (
+                "a worker that a reload replaced lives as long as its longest connection: write `hard-stop-after 30m` "
+                "into HAProxy's global section"
+            )
+        if not any("expose-fd listeners" in line for section in settings for line in section.lines):
+            yield (
+                "a reload of HAProxy opens its listeners anew, and connections that wait in the old ones are lost: add "
+                "`expose-fd listeners` to a `stats socket` line of its global section"
+            )
+
+
+def _uses(line: str, service: str) -> bool:
+    """Whether it sends requests to the backends of this service, by whatever expression."""
+    words = line.split()
+    return words[0] in ("use_backend", "default_backend") and any(
+        words[1].startswith(f"lbswitch_{service}_{rest}") for rest in ("%[", "blue", "green")
+    )
+
+
+def _chooses(section: Section, service: str, live_map: str) -> bool:
+    """Whether the frontend looks the color up."""
+    return any(f"str({service}),map({live_map}" in line for line in section.lines)
+
+
+def _weighs(line: str, service: str, weights_map: str) -> bool:
+    return f"str({service}),map_str_int({weights_map}" in line
+
+
+def _block(found: list[str]) -> str:
+    return "\n".join(f"    {line}" for line in found)
