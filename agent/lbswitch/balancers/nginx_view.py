@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,21 @@ def _nginx(config: Config, program: Program, user: str, services: list[dict[str,
         "files": connections * 2,
         "variables": max(4096, 8 * len(services)),
         "zone": "lbswitch",
-        "temp_paths": [name for name, module in _TEMP_PATHS.items() if not (module and program.lacks_module(module))],
+        "temp_paths": temp_paths(program),
     }
+
+
+def temp_paths(program: Program) -> list[str]:
+    """Which *_temp_path directives this nginx knows, without that ending."""
+    return [name for name, module in _TEMP_PATHS.items() if not (module and program.lacks_module(module))]
+
+
+def what_matters(config: Config, intent: Intent) -> Hashable:
+    """The parts of an intent that a template sees; of a service with a pointer only whether it is weighted."""
+    return intent.ejected, tuple(
+        intent.services[name] if config.switching(name) is Switching.RELOAD else intent.services[name].weighted
+        for name in config.services
+    )
 
 
 def _choice(config: Config, name: str, intent: ServiceIntent) -> str:

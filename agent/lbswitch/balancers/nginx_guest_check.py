@@ -1,0 +1,132 @@
+"""`nginx -t` of the owner's whole configuration with a candidate in it, of which nothing is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lbswitch import procs
+from lbswitch.balancers import nginx_view
+from lbswitch.balancers.control import Control
+from lbswitch.balancers.nginx_binary import Program
+from lbswitch.balancers.nginx_guest_files import HTTP_FILE
+from lbswitch.balancers.nginx_guest_shadow import Shadow
+from lbswitch.balancers.tls_files import user_name
+from lbswitch.core.config import Control as Kind
+from lbswitch.errors import BalancerMissing, CheckFailed
+from lbswitch.ports import Rendered
+
+_CHECK_S = 60.0  # a thousand services with host names to resolve
+_STAGING = ".check-"
+_FORGOTTEN_S = 600.0
+_LONGEST_SOCKET = 107  # unix(7)
+# What nginx opens once all files are read has no line; what this user may open says nothing about the configuration.
+_RIGHTS = re.compile(r"\[emerg\] .*\((?:1: Operation not permitted|13: Permission denied)\)$")
+
+
+class Checker:
+    """Judges shadows with the program that runs, where it runs."""
+
+    def __init__(self, control: Control, program: Program, options: Sequence[str], output: Path) -> None:
+        """`options` are those of the running master; `output` is where a container can see what is staged."""
+        self._control, self._program, self._options, self._output = control, program, options, output
+
+    def check(self, shadow: Shadow, candidate: Rendered) -> None:
+        """Nothing is left behind. Raises: CheckFailed with nginx's words."""
+        with self._staging() as staging:
+            seen = str(self._control.seen(staging))
+            try:
+                shadow.write(staging, seen)
+                self._judge(shadow, [*self._options, "-c", shadow.main])
+                apart = self._apart(shadow, candidate, seen)
+                if apart is not None:
+                    (staging / "apart.conf").write_text(apart)
+                    (staging / "tmp").mkdir()
+                    self._judge(shadow, ["-p", seen, "-c", f"{seen}/apart.conf"])
+            except (OSError, procs.TimedOut, BalancerMissing) as error:
+                raise CheckFailed(f"nginx -t could not judge the configuration: {error}") from error
+
+    def _judge(self, shadow: Shadow, arguments: Sequence[str]) -> None:
+        argv = [self._program.path, "-t", "-q", *arguments, "-e", "stderr"]
+        result = self._control.run(argv, timeout_s=_CHECK_S)
+        if result.ok or self._is_about_rights(result.output):
+            return
+        said = shadow.explain(result.output)
+        if "ermission denied" in said and os.geteuid() != 0:
+            said += f"; lbswitch checks as {user_name()}: let this user read it (docs/service-files.md)"
+        raise CheckFailed(f"nginx refused the configuration: {said}")
+
+    def _is_about_rights(self, output: str) -> bool:
+        """Whether all was read and found good, and only then something could not be opened by this user."""
+        if os.geteuid() == 0 and self._control.kind is not Kind.DOCKER:
+            return False
+        complaints = [line for line in output.splitlines() if "[emerg]" in line]
+        return bool(complaints) and all(_RIGHTS.search(line) for line in complaints)
+
+    def _apart(self, shadow: Shadow, candidate: Rendered, seen: str) -> str | None:
+        """A small configuration with those of our files that the owner does not include yet."""
+        missing = [file.name for file in candidate.files if file.name not in shadow.included]
+        if not missing or len(f"{seen}/s") > _LONGEST_SOCKET:
+            return None
+        temp = nginx_view.temp_paths(self._program)
+        lines = [
+            "pid pid;",
+            "error_log stderr;",
+            "events {}",
+            "http {",
+            "access_log off;",
+            "variables_hash_max_size 8192;",
+        ]
+        lines += [f"{name}_temp_path tmp/{name};" for name in temp]
+        lines += [f"include {seen}/ours/{HTTP_FILE};", "server {", f"listen unix:{seen}/s;"]
+        lines += [f"include {seen}/ours/{name};" for name in missing if name != HTTP_FILE]
+        return "\n".join([*lines, "}", "}", ""])
+
+    # -- a place for it ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """An empty directory that nginx can see, for nobody else to look into. Raises: CheckFailed."""
+        try:
+            with contextlib.ExitStack() as stack:
+                if self._control.kind is Kind.DOCKER:
+                    place = stack.enter_context(_hidden(self._output))
+                else:
+                    place = Path(stack.enter_context(_temporary_directory()))
+                yield place
+        except OSError as error:
+            raise CheckFailed(f"nowhere to check: {error.strerror}: {error.filename}; nothing was changed") from error
+
+
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="lbswitch-check-", ignore_cleanup_errors=True)  # mode 0700
+
+
+@contextlib.contextmanager
+def _hidden(output: Path) -> Iterator[Path]:
+    """In a container nginx may be any user: a directory for all of them, behind one that can't be listed."""
+    with contextlib.suppress(FileNotFoundError):
+        _remove_forgotten(output)
+    outer = Path(tempfile.mkdtemp(prefix=_STAGING, dir=output))
+    try:
+        outer.chmod(0o711)
+        inner = outer / secrets.token_hex(16)
+        inner.mkdir()
+        inner.chmod(0o755)
+        yield inner
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def _remove_forgotten(output: Path) -> None:
+    """What an agent that was killed during a check has left."""
+    for path in output.glob(f"{_STAGING}*"):
+        if path.stat().st_mtime < time.time() - _FORGOTTEN_S:
+            shutil.rmtree(path, ignore_errors=True)
