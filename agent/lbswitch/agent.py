@@ -13,6 +13,8 @@ from typing import Any
 from lbswitch.automatic import Automatic, HealthMonitor
 from lbswitch.core.config import Config
 from lbswitch.core.model import Intent, Operation, Route, ServiceIntent
+from lbswitch.drift import DriftWatch
+from lbswitch.edits import Edits
 from lbswitch.errors import Busy, UnknownService
 from lbswitch.events import Events
 from lbswitch.ports import Balancer, Store
@@ -46,9 +48,10 @@ class Agent:
         self._stopping = asyncio.Event()
         self._operations: set[asyncio.Future[Any]] = set()
         self.automatic = Automatic(serving, switcher, store, monitor, events, self.in_thread)
-        self.upkeep = Upkeep(
-            config_path, serving, switcher, store, events, load, self._reconfigured, self.in_thread
-        )  # fmt: skip
+        self.upkeep = Upkeep(serving, switcher, events, self.in_thread)
+        self.edits = Edits(config_path, serving, store, events, load, self._reconfigured, self.in_thread)
+        self.drift = DriftWatch(serving, events, self.in_thread)
+        self.edits.own_files_changed, self.edits.repair = self.drift.mark, serving.repair
 
     @property
     def config(self) -> Config:
@@ -63,7 +66,7 @@ class Agent:
         for difference in await self.in_thread(self.serving.start, intent):
             self.events.emit("differed", difference, level="warning")
         if self.serving.files_problem:
-            self.events.emit("files-refused", self.serving.files_problem, level="error")
+            self.events.once("files", "files-refused", self.serving.files_problem)
         await self.in_thread(self.switcher.conclude, recoveries)
         intent = self.serving.intent
         self.store.save_services(intent.services, intent.generation)
@@ -84,7 +87,10 @@ class Agent:
 
     async def run(self) -> None:
         """All loops, until `stop`."""
-        loops = [self.automatic.run(), self.upkeep.run(), self.upkeep.look()]
+        loops = [
+            *(self.automatic.run(), self.upkeep.run(), self.upkeep.look(), self.upkeep.count_clients()),
+            *(self.edits.run(), self.drift.run()),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         await self._stopping.wait()
         for task in tasks:

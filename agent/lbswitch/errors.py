@@ -5,6 +5,7 @@
     ├── InvalidRequest       2 / 422   a command or request that makes no sense
     ├── UnknownService       2 / 404
     ├── UnknownOperation     2 / 404
+    ├── UnknownSnapshot      2 / 404
     ├── Refused              3 / 409   a gate said no, nothing changed
     ├── AgentUnreachable     6 / 503
     ├── Conflict             7 / 409   `expect` does not hold
@@ -16,6 +17,7 @@
         ├── BalancerTooOld   2 / 500   lacks what the configuration uses
         ├── RenderFailed     2 / 500   a template error
         ├── CheckFailed      2 / 500   the balancer's own checker said no
+        ├── NeedsForce       3 / 409   it would empty a pool or cut off clients
         ├── ReloadFailed
         ├── CommitFailed               the pointer or the maps could not be moved
         ├── StartFailed      1 / 500
@@ -92,6 +94,14 @@ class UnknownOperation(InvalidRequest):
     http_status = 404
     slug = "unknown-operation"
     title = "Unknown operation"
+
+
+class UnknownSnapshot(InvalidRequest):
+    """No snapshot of that number, or no file of that name in it."""
+
+    http_status = 404
+    slug = "unknown-snapshot"
+    title = "Unknown snapshot"
 
 
 class Refused(LbswitchError):
@@ -186,6 +196,15 @@ class CheckFailed(BalancerError):
     exit_code = 2
     slug = "check"
     title = "Configuration check failed"
+
+
+class NeedsForce(BalancerError):
+    """A change of the files would take servers or a listener away from clients; a person may force it."""
+
+    exit_code = 3
+    http_status = 409
+    slug = "needs-force"
+    title = "Needs --force"
 
 
 class ReloadFailed(BalancerError):

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from lbswitch import changes
+from lbswitch.core import guard
 from lbswitch.core.config import Config, Switching
 from lbswitch.core.model import Intent, Observation, Route, ServerKey, ServiceIntent
-from lbswitch.errors import BalancerError, LbswitchError, NotSeen, StateError
+from lbswitch.errors import BalancerError, LbswitchError, NeedsForce, NotSeen, StateError
 from lbswitch.events import Events
-from lbswitch.ports import Balancer, Rendered
+from lbswitch.ports import Balancer, Difference, Rendered
+from lbswitch.usage import Usage
 
 _PAUSE_S = 0.004
+_SEEN_AFTER_REPAIR = 10  # services; the disk was looked at for all of them
 _ANSWERS_AFTER_RELOAD = 10  # until the master retires them, old workers take new connections too
 
 
@@ -26,6 +30,16 @@ class Undo:
     """How to return: the services as they were, and the revision that was installed if files change."""
 
     services: Mapping[str, ServiceIntent]
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """All that is served at a moment: configuration, routes, and the revision that is installed."""
+
+    config: Config
+    balancer: Balancer
+    intent: Intent
     revision: str | None
 
 
@@ -51,9 +65,9 @@ class Serving:
         self.intent = Intent({}, 0)
         self.sights: dict[str, Sight] = {}
         self.files_problem: str | None = None
+        self.usage = Usage(lambda service: self.balancer.connections(service))
         self._pending: Undo | None = None
         self._moves = 0
-        self._refused: str | None = None
         self._events = events
         self._step = on_step or (lambda _name: None)
 
@@ -63,12 +77,17 @@ class Serving:
         """Ask the service's listener once and remember whether it shows what is intended."""
         intent, moves = self.intent.services[service], self._moves
         try:
-            sight = self._compare(service, intent, self.balancer.observe(service))
+            sight = self._compare(service, intent, self._observe(service))
         except NotSeen as error:
             sight = Sight(verified=False, detail=str(error), at=time.time())
         if self._moves == moves:  # else it may be about what was served before
             self.sights[service] = sight
         return sight
+
+    def _observe(self, service: str) -> Observation:
+        """Ask the listener; not counted among its clients. Raises: NotSeen."""
+        with self.usage.own_look():
+            return self.balancer.observe(service)
 
     def _compare(self, service: str, intent: ServiceIntent, seen: Observation) -> Sight:
         installed = self.balancer.installed() or ""
@@ -89,6 +108,8 @@ class Serving:
             self._see(service, intent, max(least, answers or self.config.services[service].verify.answers))
 
     def _see(self, service: str, intent: ServiceIntent, wanted: int) -> None:
+        if service not in self.config.services:
+            raise NotSeen(f"{service} was taken out of the configuration meanwhile")
         settings = self.config.services[service].verify
         deadline = time.monotonic() + settings.deadline
         in_a_row = 0
@@ -106,17 +127,17 @@ class Serving:
 
     def _miss(self, service: str, intent: ServiceIntent) -> str | None:
         try:
-            sight = self._compare(service, intent, self.balancer.observe(service))
+            sight = self._compare(service, intent, self._observe(service))
         except NotSeen as error:
             return str(error)
         return None if sight.verified else sight.detail
 
     # -- moving ----------------------------------------------------------------------------------------------
 
-    def changed_files(self, intent: Intent) -> Rendered | None:
+    def changed_files(self, intent: Intent, *, may_empty: bool = False) -> Rendered | None:
         """What would have to be installed for this intent, checked by the balancer; None when nothing differs.
 
-        Raises: RenderFailed, CheckFailed.
+        `may_empty` allows that a pool which has servers would have none. Raises: RenderFailed, CheckFailed, NeedsForce.
         """
         try:
             self._step("render")
@@ -125,11 +146,24 @@ class Serving:
             if changed:
                 self._step("check")
                 self.balancer.check(rendered)
+                if not may_empty:
+                    self._refuse_to_empty_pools(rendered)
         except BalancerError as error:
             self.files_problem = str(error)
             raise
         self.files_problem = None
         return rendered if changed else None
+
+    def _refuse_to_empty_pools(self, rendered: Rendered) -> None:
+        """Raises: NeedsForce. Without anything installed, or when it can't be read, there is nothing to lose."""
+        installed = self.balancer.installed()
+        if installed is None:
+            return
+        try:
+            before = self.balancer.pools(self.balancer.read(installed))
+        except StateError:
+            return
+        _need_force(guard.lost_pools(before, self.balancer.pools(rendered), self.config))
 
     def undo_for(self, services: Iterable[str], files: Rendered | None) -> Undo:
         """How to return from a move of these services with these files."""
@@ -173,16 +207,17 @@ class Serving:
         """Serve again what was served, and see it. Raises: BalancerError, StateError; `settle` then tries again."""
         self._step("revert")
         with self.mutex:
+            services = {name: intent for name, intent in undo.services.items() if name in self.config.services}
             self._pending = undo
             self._moves += 1
-            self.intent = self.intent.with_services(undo.services)
+            self.intent = self.intent.with_services(services)
             if undo.revision is not None and undo.revision != self.balancer.installed():
                 self.balancer.reinstall(undo.revision)
                 if self.balancer.is_running():
                     self.balancer.reload()
-            self.balancer.commit(self.intent, undo.services)
+            self.balancer.commit(self.intent, services)
             self._pending = None
-        self.verify(undo.services, reloaded=undo.revision is not None)
+        self.verify(services, reloaded=undo.revision is not None)
 
     def settle(self) -> bool:
         """Repeat a return that failed. True when there was one and it worked. Raises: BalancerError, StateError."""
@@ -247,7 +282,7 @@ class Serving:
     def _runs_what_is_installed(self) -> bool:
         first = next(iter(self.intent.services))
         try:
-            return self.balancer.observe(first).revision == self.balancer.installed()
+            return self._observe(first).revision == self.balancer.installed()
         except NotSeen:
             return False
 
@@ -263,46 +298,137 @@ class Serving:
                 self._install_or_return(files)
             self.intent = after
 
-    def reconfigure(self, config: Config, balancer: Balancer) -> bool:
+    def reconfigure(self, config: Config, balancer: Balancer, *, force: bool = False) -> bool:
         """Serve a changed configuration; False when the rendered files are the same. Gives up nothing on failure.
 
-        Services that stay keep their route, new ones begin on `initial`. Raises: BalancerError, StateError.
+        Services that stay keep their route, new ones begin on `initial`. Without `force` it takes away no pool's last
+        server and no listener that clients use. Raises: BalancerError, StateError.
         """
         with self.mutex:
-            old = (self.config, self.balancer, self.intent)
-            services = {name: self._service_intent(config, name) for name in config.services}
-            ejected = frozenset(key for key in self.intent.ejected if config.lists(key))
-            after = Intent(services, self.intent.generation, ejected)
+            if not force:
+                self.refuse_to_cut_off(config)
+            after, revision = self._intent_for(config), self.balancer.installed()
+            before = (self.config, self.balancer, self.intent, self.files_problem)
+            has_begun = False
             self.config, self.balancer = config, balancer
             try:
-                files = self.changed_files(after)
-                if after.services != self.intent.services:
-                    balancer.commit(self.intent.with_services(services), services)
-                if files is not None:
-                    self._install_or_return(files)
-                balancer.commit(after, services)
-                self.intent = after
-                self.sights = {name: sight for name, sight in self.sights.items() if name in services}
-                self.verify(after.services, reloaded=files is not None)
-            except LbswitchError:
-                self.config, self.balancer, self.intent = old
-                self._return_to(old[1], old[2])
+                files = self.changed_files(after, may_empty=force)
+                has_begun = True
+                self._serve(after, files)
+            except Exception:
+                self.config, self.balancer, self.intent, self.files_problem = before
+                if has_begun:
+                    self._return_to(revision)
                 raise
+            self.usage.keep(config.services)
             return files is not None
+
+    def _serve(self, after: Intent, files: Rendered | None) -> None:
+        """Take up an intent with other services, and see it; on disk alone where the balancer is stopped."""
+        if after.services != self.intent.services:
+            self.balancer.commit(self.intent.with_services(after.services), after.services)
+        if files is not None:
+            self._install_or_return(files)
+        self.balancer.commit(after, after.services)
+        self.intent = after
+        self.sights = {name: sight for name, sight in self.sights.items() if name in after.services}
+        if self.balancer.is_running() or self.balancer.why_not_started() is None:
+            self.verify(after.services, reloaded=files is not None)
+
+    def rehearse(self, config: Config, balancer: Balancer, *, force: bool = False) -> tuple[str, str]:
+        """The revision that `reconfigure` or `refresh` would install, and what differs from what is installed.
+
+        Changes nothing. Raises: BalancerError, StateError.
+        """
+        with self.mutex:
+            installed = self.balancer.installed()
+            before = Rendered((), "") if installed is None else self.balancer.read(installed)
+            if not force:
+                self.refuse_to_cut_off(config)
+            rendered = balancer.render(self._intent_for(config))
+            if rendered.revision != installed:
+                balancer.check(rendered)
+                if not force:
+                    _need_force(guard.lost_pools(self.balancer.pools(before), balancer.pools(rendered), config))
+            return rendered.revision, changes.unified(before, rendered)
+
+    def adopt(
+        self,
+        config: Config,
+        balancer: Balancer,
+        after: Intent,
+        through: Mapping[str, ServiceIntent],
+        files: Rendered | None,
+    ) -> None:
+        """Serve another configuration with other routes from now on, and see both; the caller holds `mutex`.
+
+        `files` are what has to be installed for it, and `through` what each service serves while they take the place
+        of the old ones. Raises: BalancerError, StateError; then `forgo`.
+        """
+        before, both = self.intent, self.intent.with_services(through)
+        self._moves += 1
+        self.config, self.balancer = config, balancer
+        if both != before:
+            self._step("prepare")
+            balancer.commit(both, _changed(before, both))
+        if files is not None:
+            self._step("install")
+            balancer.install(files)
+            self._reload_and_see(before, both)
+        self._step("commit")
+        balancer.commit(after, after.services)
+        self.intent = after
+        self.sights = {name: sight for name, sight in self.sights.items() if name in after.services}
+        self.verify(after.services, reloaded=files is not None)
+        self.usage.keep(config.services)
+
+    def _reload_and_see(self, before: Intent, both: Intent) -> None:
+        """New workers serve before any route moves: the old ones know other pools."""
+        self._step("reload")
+        self.balancer.reload()
+        for name in [name for name in self.config.services if name in before.services][:1]:
+            self._see(name, both.services[name], _ANSWERS_AFTER_RELOAD)
+
+    def stand(self) -> Standing:
+        """What to go back to with `forgo`."""
+        return Standing(self.config, self.balancer, self.intent, self.balancer.installed())
+
+    def forgo(self, standing: Standing) -> None:
+        """After a failed `adopt`: serve again what was served, and see it; the caller holds `mutex`.
+
+        Raises: BalancerError, StateError; `settle` then tries again.
+        """
+        self._step("revert")
+        was = self.balancer.installed()
+        self.config, self.balancer, self.intent = standing.config, standing.balancer, standing.intent
+        self._moves += 1
+        self._pending = Undo(standing.intent.services, standing.revision)
+        self._return_to(standing.revision)
+        self._pending = None
+        self.verify(standing.intent.services, reloaded=was != standing.revision)
+
+    def refuse_to_cut_off(self, config: Config) -> None:
+        """Raises: NeedsForce, when a service that has clients would be removed, or its listener moved."""
+        if self.balancer.is_running():
+            _need_force(guard.lost_listeners(self.config, config, self.usage.clients))
+
+    def _intent_for(self, config: Config) -> Intent:
+        services = {name: self._service_intent(config, name) for name in config.services}
+        ejected = frozenset(key for key in self.intent.ejected if config.lists(key))
+        return Intent(services, self.intent.generation, ejected)
 
     def _service_intent(self, config: Config, name: str) -> ServiceIntent:
         service = config.services[name]
         intent = self.intent.services.get(name) or ServiceIntent(Route(service.initial), self.intent.generation)
         return replace(intent, weighted=intent.weighted or service.weights is not None)
 
-    def _return_to(self, balancer: Balancer, intent: Intent) -> None:
-        """After a failed change of the configuration: what was rendered and committed before."""
-        rendered = balancer.render(intent)
-        if rendered.revision != balancer.installed():
-            balancer.reinstall(rendered.revision)
-            if balancer.is_running():
-                balancer.reload()
-        balancer.commit(intent, intent.services)
+    def _return_to(self, revision: str | None) -> None:
+        """After a failed change of the configuration: what was installed and committed before."""
+        if revision is not None and revision != self.balancer.installed():
+            self.balancer.reinstall(revision)
+            if self.balancer.is_running():
+                self.balancer.reload()
+        self.balancer.commit(self.intent, self.intent.services)
 
     def _install_or_return(self, files: Rendered) -> None:
         """Install, reload and see the new revision on one service; else return to the revision before."""
@@ -325,7 +451,7 @@ class Serving:
         deadline = time.monotonic() + self.config.services[service].verify.deadline
         while True:
             try:
-                if self.balancer.observe(service).revision == revision:
+                if self._observe(service).revision == revision:
                     return
                 problem = f"{service}: the listener still runs the configuration before {revision}"
             except NotSeen as error:
@@ -334,25 +460,21 @@ class Serving:
                 raise NotSeen(problem)
             time.sleep(_PAUSE_S)
 
-    def refresh(self) -> bool:
-        """Apply edited templates; True when something was installed. A refused edit is not checked over and over.
+    def refresh(self, *, force: bool = False) -> bool:
+        """Apply edited templates and certificates; True when something was installed.
 
-        Raises: BalancerError, StateError; what served before still serves.
+        Without `force` no pool loses its last server. Raises: BalancerError, StateError; then nothing has changed.
         """
         with self.mutex:
+            files = self.changed_files(self.intent, may_empty=force)
+            if files is None:
+                return False
             try:
-                rendered = self.balancer.render(self.intent)
-            except BalancerError as error:
+                self._install_or_return(files)
+            except LbswitchError as error:
                 self.files_problem = str(error)
                 raise
-            if rendered.revision == self._refused:
-                return False
-            self._refused = rendered.revision
-            files = self.changed_files(self.intent)
-            if files is not None:
-                self._install_or_return(files)
-            self._refused = None
-            return files is not None
+            return True
 
     def revive(self) -> None:
         """Start the balancer again after it died, with what is installed. Raises: StartFailed, StateError."""
@@ -366,9 +488,68 @@ class Serving:
         """Whether a switch of this service has to change rendered files."""
         return self.config.switching(service) is Switching.RELOAD
 
+    # -- drift: what is not as intended, although no operation of ours made it so ----------------------------------
+
+    def ask(self, service: str) -> Observation:
+        """What the service's listener answers now. Raises: NotSeen."""
+        return self._observe(service)
+
+    def glance(self) -> list[Difference]:
+        """What differs, looked at without waiting for operations: some of it may be one that is under way."""
+        with self.usage.own_look():
+            return self.balancer.differences(self.intent)
+
+    def differences(self) -> list[Difference]:
+        """What differs, looked at between operations. Never raises."""
+        with self.mutex:
+            return [] if self._pending is not None else self.glance()
+
+    def repair(self) -> list[str]:
+        """Put right what differs and see that at disk and listeners; gives what it was, in sentences.
+
+        Raises: BalancerError, StateError.
+        """
+        with self.mutex:
+            found = self.glance()
+            if found:
+                self._step("repair")
+                self.balancer.repair(self.intent, self._intended_files())
+                self._refuse_what_is_left()
+            intent = self.intent
+        self.verify({name: intent.services[name] for name in self._to_be_seen(found)})
+        return list(dict.fromkeys(difference.what for difference in found))
+
+    def _intended_files(self) -> Rendered | None:
+        """The content of the intended revision, if that is what the templates still give."""
+        try:
+            rendered = self.balancer.render(self.intent)
+        except BalancerError:
+            return None
+        return rendered if rendered.revision == self.balancer.intended_revision() else None
+
+    def _refuse_what_is_left(self) -> None:
+        left = self.glance()
+        if left:
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            raise StateError(f"repaired, but it differs again or still: {left[0].what}{more}")
+
+    def _to_be_seen(self, found: Sequence[Difference]) -> list[str]:
+        """The services to ask: some of those that were named, and some of all when a difference concerns all."""
+        named = [difference.service for difference in found if difference.service is not None]
+        whole = list(self.intent.services) if any(difference.service is None for difference in found) else []
+        asked = [*dict.fromkeys(named)][:_SEEN_AFTER_REPAIR] + whole[:_SEEN_AFTER_REPAIR]
+        running = self.balancer.is_running()
+        return [name for name in dict.fromkeys(asked) if running and name in self.intent.services]
+
 
 def _changed(before: Intent, after: Intent) -> set[str]:
     return {name for name, intent in after.services.items() if before.services.get(name) != intent}
+
+
+def _need_force(lost: list[str]) -> None:
+    """Raises: NeedsForce with what would be lost."""
+    if lost:
+        raise NeedsForce(f"{'; '.join(lost)}. If that is meant: lbswitch apply --force")
 
 
 def _difference(service: str, intent: ServiceIntent, installed: str, seen: Observation) -> str:

@@ -12,8 +12,11 @@ _GROUND = {"errors", "core"}
 _TOOLS = {"files", "procs", "events", "logs", "sdnotify"}  # small, general, without knowledge of any adapter
 _BELOW_ADAPTERS = _GROUND | _TOOLS | {"ports"}
 _ADAPTERS = {"balancers", "nginx", "haproxy", "health", "store", "traffic", "notify"}
-_AGENT = {"agent", "automatic", "upkeep"}
-_BELOW_WIRING = _BELOW_ADAPTERS | _ADAPTERS | {"serving", "switch", "api", "configfile"} | _AGENT
+_TRANSACTION = {
+    *("serving", "objects", "snapshots", "records", "stopwatch", "gates", "recovery", "switch", "restore")
+}  # fmt: skip
+_AGENT = {"agent", "automatic", "upkeep", "edits", "drift"}
+_BELOW_WIRING = _BELOW_ADAPTERS | _ADAPTERS | {"api", "configfile"} | _TRANSACTION | _AGENT
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -24,10 +27,19 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"errors"},
     **dict.fromkeys(_ADAPTERS - {"nginx", "haproxy"}, _BELOW_ADAPTERS),
     **dict.fromkeys(("nginx", "haproxy"), _BELOW_ADAPTERS | {"balancers"}),
-    "serving": _BELOW_ADAPTERS,
-    "switch": _BELOW_ADAPTERS | {"serving"},
-    **dict.fromkeys(_AGENT, _BELOW_ADAPTERS | {"serving", "switch"} | _AGENT),
-    "api": _BELOW_ADAPTERS | {"serving", "switch"} | _AGENT,
+    "usage": _GROUND,
+    "changes": _GROUND | {"ports"},
+    "watching": _GROUND | _TOOLS,
+    "serving": _BELOW_ADAPTERS | {"usage", "changes"},
+    "objects": _GROUND | _TOOLS,
+    **dict.fromkeys(("records", "stopwatch"), _BELOW_ADAPTERS),
+    "snapshots": _BELOW_ADAPTERS | {"serving", "objects"},
+    "gates": _BELOW_ADAPTERS | {"serving"},
+    "recovery": _BELOW_ADAPTERS | {"serving", "gates", "records"},
+    "switch": _BELOW_ADAPTERS | _TRANSACTION - {"switch", "restore"},
+    "restore": _BELOW_ADAPTERS | _TRANSACTION - {"restore"},
+    **dict.fromkeys(_AGENT, _BELOW_ADAPTERS | _TRANSACTION | {"watching"} | _AGENT),
+    "api": _BELOW_ADAPTERS | _TRANSACTION | _AGENT,
     "wiring": _BELOW_WIRING,
     "local": _BELOW_ADAPTERS | {"configfile", "wiring"},  # commands that work without an agent
     "overrides": _BELOW_ADAPTERS | {"balancers", "configfile"},

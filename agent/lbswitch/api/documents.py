@@ -1,14 +1,20 @@
-"""The Status document of the contract (DESIGN 7.3), built from what the agent knows; asks nobody."""
+"""The Status document of the contract (DESIGN 7.3), built from what the agent knows.
+
+Only `detailed` asks others: disk, listeners and workers.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lbswitch import __version__
 from lbswitch.agent import Agent
 from lbswitch.core.config_text import notes
-from lbswitch.core.model import Color
+from lbswitch.core.model import Color, Intent, Route, ServiceIntent
+from lbswitch.errors import LbswitchError
+from lbswitch.serving import Serving
 
 
 def status(agent: Agent) -> dict[str, Any]:
@@ -19,10 +25,61 @@ def status(agent: Agent) -> dict[str, Any]:
     }
 
 
+def detailed(agent: Agent, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What is intended, on disk and running for each of these services, looked at now. Blocks."""
+    serving = agent.serving
+    intent, balancer = serving.intent, serving.balancer
+    workers = balancer.routes()
+    try:
+        committed = balancer.committed()
+    except LbswitchError:
+        committed = None
+    on_disk = {} if committed is None else committed.services
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        wanted = intent.services[name]
+        found[name] = {
+            "intended": _served(wanted, balancer.intended_revision()),
+            "on_disk": _served(on_disk[name], balancer.installed()) if name in on_disk else None,
+            "running": {**_running(serving, name), "workers": _workers(workers, name)},
+        }
+    return found
+
+
+def _served(intent: ServiceIntent, revision: str | None) -> dict[str, Any]:
+    return {
+        "live": str(intent.route.live),
+        "weight": intent.route.weight,
+        "weights": {str(color): intent.route.share(color) for color in Color},
+        "generation": intent.generation,
+        "revision": revision,
+    }
+
+
+def _running(serving: Serving, name: str) -> dict[str, Any]:
+    """What the listener answers; `live` is None and `error` says why when it does not."""
+    try:
+        seen = serving.ask(name)
+    except LbswitchError as error:
+        nothing = dict.fromkeys(("live", "weight", "weights", "generation", "revision"))
+        return {**nothing, "error": str(error)}
+    route = Route(serving.intent.services[name].route.live).with_share(Color.GREEN, seen.share_green)
+    return {**_served(ServiceIntent(route, seen.generation), seen.revision), "error": None}
+
+
+def _workers(workers: Mapping[int, Intent], name: str) -> list[dict[str, Any]]:
+    """What each worker would serve, where workers have a copy of their own."""
+    return [
+        {"pid": pid, **({"live": None} if found is None else _served(found, None))}
+        for pid, routes in workers.items()
+        for found in [routes.services.get(name)]
+    ]
+
+
 def about(agent: Agent) -> dict[str, Any]:
     """The agent: version, configuration, balancer."""
     balancer = agent.serving.balancer
-    error, files_error = agent.upkeep.config_error, agent.serving.files_problem
+    error, files_error = agent.edits.config_error, agent.serving.files_problem
     valid = error is None and files_error is None
     return {
         "version": __version__,
@@ -35,7 +92,8 @@ def about(agent: Agent) -> dict[str, Any]:
             "running": balancer.is_running(),
             "revision": balancer.installed(),
         },
-        "notes": [*notes(agent.config), *balancer.warnings()],
+        "drift": [each.to_json() for each in agent.drift.by_service.get(None, ())],
+        "notes": [*notes(agent.config), *balancer.warnings(), *agent.edits.notes],
     }
 
 
@@ -56,6 +114,7 @@ def service(agent: Agent, name: str) -> dict[str, Any]:
         "previous": agent.switcher.previous(name),
         "problem": agent.automatic.problems.get(name) or (sight.detail if sight and not verified else None),
         "bake": None,
+        "drift": [each.to_json() for each in agent.drift.by_service.get(name, ())],
         "operation": None if holder is None else {"kind": str(holder.kind), "actor": holder.actor},
         "bind": settings.bind,
         "mode": str(settings.mode),
