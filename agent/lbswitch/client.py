@@ -239,9 +239,13 @@ class Client:
         self.transport = transport
         self._status_timeout_s = status_timeout_s
 
-    def status(self) -> Document:
-        """The Status document: all services, and the agent itself."""
-        return self._get("/v1/services", holds="services")
+    def status(self, *, detail: bool = False) -> Document:
+        """The Status document: all services, and the agent itself; with `detail` also what is on disk and runs now."""
+        return self._get(f"/v1/services{'?detail=true' if detail else ''}", holds="services")
+
+    def detail(self, service: str) -> Document:
+        """One service's object with what is intended, on disk and running, looked at now."""
+        return self._get(f"/v1/services/{_quoted(service)}?detail=true", holds="intended")
 
     def switch(self, service: str, request: Document) -> Document:
         """Switch one service; returns the Operation."""
@@ -262,6 +266,10 @@ class Client:
     def release(self, service: str) -> Document:
         """End a freeze; returns the service's status."""
         return self._post(f"/v1/services/{_quoted(service)}/release", {}, holds="live")
+
+    def apply(self, request: Document) -> Document:
+        """Have configuration and templates read again and applied; returns what came of it."""
+        return self._post("/v1/apply", request, holds="configuration")
 
     def operation(self, operation_id: int) -> Document:
         """One Operation."""

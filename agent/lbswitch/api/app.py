@@ -16,7 +16,7 @@ from lbswitch.agent import Agent
 from lbswitch.api import documents, problems
 from lbswitch.api.browsers import NoBrowsers
 from lbswitch.api.metrics import Metrics
-from lbswitch.api.schemas import EmptyBody, ReasonBody, RollbackBody, SwitchBody, SwitchManyBody
+from lbswitch.api.schemas import ApplyBody, EmptyBody, ReasonBody, RollbackBody, SwitchBody, SwitchManyBody
 from lbswitch.core.model import Color, Kind
 from lbswitch.errors import Busy, InvalidRequest, LbswitchError, UnknownOperation, UnknownService
 from lbswitch.events import Event
@@ -120,14 +120,20 @@ def _add_probes(app: FastAPI, agent: Agent) -> None:
 
 def _add_reading(app: FastAPI, agent: Agent) -> None:
     @app.get("/v1/services")
-    async def services() -> dict[str, Any]:
-        """The Status document."""
-        return documents.status(agent)
+    async def services(detail: bool = False) -> dict[str, Any]:
+        """The Status document; with `detail` what is intended, on disk and running, looked at now."""
+        document = documents.status(agent)
+        if detail:
+            columns = await agent.in_thread(documents.detailed, agent, list(document["services"]))
+            for name, found in columns.items():
+                document["services"][name].update(found)
+        return document
 
     @app.get("/v1/services/{name}", responses=_only(404))
-    async def service(name: str) -> dict[str, Any]:
-        """One service's object."""
-        return documents.service(agent, _known(agent, name))
+    async def service(name: str, detail: bool = False) -> dict[str, Any]:
+        """One service's object; with `detail` what is intended, on disk and running, looked at now."""
+        document = documents.service(agent, _known(agent, name))
+        return {**document, **(await agent.in_thread(documents.detailed, agent, [name]))[name]} if detail else document
 
     @app.get("/v1/operations", responses=_only(404, 422))
     @app.get("/v1/history", responses=_only(404, 422))
@@ -228,6 +234,22 @@ def _add_operations(app: FastAPI, agent: Agent, answers: Answers) -> None:
             dry_run=body.dry_run,
         )
         return await answers.once(idempotency_key, request, lambda: operate(wanted))
+
+    async def apply_edits(wanted: ApplyBody) -> tuple[int, dict[str, Any]]:
+        applied = await (agent.edits.rehearse if wanted.dry_run else agent.edits.apply)(force=wanted.force)
+        if applied.error is None:
+            return 200, applied.to_json()
+        document = problems.problem(applied.error, **applied.to_json())
+        return document["status"], document
+
+    @app.post("/v1/apply", responses=_only(409, 422, 500))
+    async def apply(
+        request: Request,
+        body: Annotated[ApplyBody, Body(default_factory=ApplyBody)],
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        """Read configuration and templates again and serve what they say; put right what drifted."""
+        return await answers.once(idempotency_key, request, lambda: apply_edits(body))
 
     @app.post("/v1/services/{name}/freeze", responses=_only(404, 422))
     async def freeze(

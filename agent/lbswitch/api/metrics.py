@@ -31,6 +31,9 @@ class _Services(Collector):
         generation = GaugeMetricFamily("lbswitch_generation", "Generation that is served", labels=["service"])
         verified = GaugeMetricFamily("lbswitch_verified", "1 when the listener shows it", labels=["service"])
         frozen = GaugeMetricFamily("lbswitch_frozen", "1 while frozen", labels=["service"])
+        drift = GaugeMetricFamily("lbswitch_drift", "Differences from what is intended", labels=["where"])
+        for where in ("disk", "running"):
+            drift.add_metric([where], sum(each.where == where for each in agent.drift.found))
         latched = agent.store.frozen()
         for name, intent in agent.serving.intent.services.items():
             for color in Color:
@@ -42,7 +45,7 @@ class _Services(Collector):
             generation.add_metric([name], intent.generation)
             verified.add_metric([name], float(sight is not None and sight.verified))
             frozen.add_metric([name], float(name in latched))
-        yield from (share, healthy, total, generation, verified, frozen)
+        yield from (share, healthy, total, generation, verified, frozen, drift)
 
 
 class Metrics:
@@ -58,9 +61,12 @@ class Metrics:
             "lbswitch_operation_seconds", "Duration of completed operations", ["kind"], buckets=_BUCKETS_S,
             registry=self._registry,
         )  # fmt: skip
+        self._repairs = Counter("lbswitch_repairs", "Times that drift was put right", registry=self._registry)
         agent.events.listen(self._count)
 
     def _count(self, event: Event) -> None:
+        if event.type == "repaired":
+            self._repairs.inc()
         operation = event.data.get("operation")
         if operation is None:
             return

@@ -65,13 +65,14 @@ class HAProxyDrift:
 
     def differences(self, intent: Intent) -> list[Difference]:
         """Everything, the disk first. Never raises."""
+        workers = self._running.workers()
         files = self._rendered.differences()
         return [
             *self._disk_differences(intent),
             *files,
             *self._map_differences(intent),
             *(mend.difference for mend in self._mends(intent)),
-            *self._running.differences(intent, files),
+            *self._running.differences(intent, workers, files),
         ]
 
     def repair(self, intent: Intent, rendered: Rendered | None, reload: Callable[[], None]) -> None:
@@ -82,9 +83,10 @@ class HAProxyDrift:
         if self._disk_differences(intent) or self._map_differences(intent):
             self._live.commit(intent, intent.services)
         self._mend(self._mends(intent))
+        workers = self._running.workers()
         damaged = self._rendered.differences()
         self._rendered.restore(rendered)
-        if self._running.differences(intent, damaged):
+        if self._running.differences(intent, workers, damaged):
             reload()
             self._running.reloaded()
 

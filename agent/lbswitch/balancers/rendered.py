@@ -134,7 +134,7 @@ class RenderedDirectory:
         self._known.pop(rendered.revision, None)
         self._known[rendered.revision] = rendered
         for old in list(self._known)[:-_REMEMBERED]:
-            del self._known[old]
+            self._known.pop(old, None)
 
     def _put_in_place(self, staging: Path, directory: Path) -> None:
         """A damaged directory of that name goes out of the way first."""

@@ -41,12 +41,16 @@ class RunningRevision:
         self._confirmed: tuple[str, str] | None = None
         self._turn = 0
 
-    def differences(self, intent: Intent, damaged: Sequence[Difference]) -> list[Difference]:
-        """`damaged` is what is wrong with the rendered files now. Never raises.
+    def workers(self) -> frozenset[int]:
+        """Who runs now."""
+        return frozenset(self._workers())
+
+    def differences(self, intent: Intent, workers: frozenset[int], damaged: Sequence[Difference]) -> list[Difference]:
+        """`workers` ran before `damaged`, which is wrong with the rendered files, was looked for. Never raises.
 
         Asks one service, another one each time: all of them are answered by the same workers.
         """
-        workers, revision = frozenset(self._workers()), self._rendered.intended
+        revision = self._rendered.intended
         if not workers or revision is None or not intent.services:
             return []
         self._sort(workers, is_damaged=bool(damaged))

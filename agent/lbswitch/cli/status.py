@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -28,6 +28,8 @@ from lbswitch.errors import AgentUnreachable
 _COLORS = ("blue", "green")
 _INDENT = "    "  # of the second and further lines of one trouble
 _HEADER = ("SERVICE", "LIVE", "GENERATION", "VERIFIED", "BLUE", "GREEN", "FROZEN")
+_DETAIL_HEADER = ("SERVICE", "FACT", "INTENDED", "ON DISK", "RUNNING")
+_DIFF_STYLES = {"-": "red", "+": "green", "@": "dim"}
 _STATE_STYLES = {"healthy": "green", "unhealthy": "red", "unknown": "yellow"}
 
 
@@ -38,6 +40,7 @@ def _number(_context: click.Context, _parameter: click.Parameter, value: float) 
 
 
 @click.command(cls=Command, for_service=True, short_help="What is live, and how both colors are.")
+@click.option("--detail", is_flag=True, help="Also what is intended, on disk and running, with what differs.")
 @click.option("--watch", is_flag=True, help="Keep looking until Ctrl-C.")
 @click.option(
     "--interval",
@@ -49,12 +52,15 @@ def _number(_context: click.Context, _parameter: click.Parameter, value: float) 
     help="Between two looks of --watch.",
 )
 @pass_settings
-def status(settings: Settings, watch: bool, interval: float) -> None:
+def status(settings: Settings, detail: bool, watch: bool, interval: float) -> None:
     r"""What is live, how much of the traffic it gets, and how the servers of both colors are.
 
     VERIFIED says that the agent saw what is intended at the service's own listener the last time it looked. Under
     the table stands whatever is not as it should be, with its numbers. It changes nothing and asks nobody but the
     agent; the exit code is 0 whenever the agent answers, also when a color is unhealthy.
+
+    --detail asks disk, listener and workers now, and shows for each service what is intended, what is on disk and what
+    runs. Whatever somebody else has changed is told below with a diff; `lbswitch apply` puts it back.
 
     --watch redraws on a terminal and goes on while the agent is being restarted; elsewhere it prints one line for
     each change.
@@ -63,14 +69,17 @@ def status(settings: Settings, watch: bool, interval: float) -> None:
     Examples:
       lbswitch status
       lbswitch status --service shop --json
+      lbswitch status --detail -s shop
       lbswitch status --watch --interval 0.5
       lbswitch status --watch | tee switch.log
     """
     if watch and settings.json:
         raise click.UsageError("--json prints one document, --watch goes on: use GET /v1/events for a stream")
+    if watch and detail:
+        raise click.UsageError("--detail asks once, --watch goes on: take one of them")
     client = settings.client()
     if not watch:
-        _once(settings, client)
+        _once(settings, client, detail=detail)
     else:
         _look_on(_looks(settings, client, interval))
 
@@ -83,21 +92,25 @@ def _look_on(looks: Iterator[dict[str, Any] | AgentUnreachable]) -> None:
         raise click.exceptions.Exit(130) from None
 
 
-def _once(settings: Settings, client: Client) -> None:
-    document = _read(settings, client)
+def _once(settings: Settings, client: Client, *, detail: bool) -> None:
+    document = _read(settings, client, detail=detail)
     if settings.json:
         say_json(document)
         return
-    for line in status_lines(document, color=has_color()):
+    lines = status_lines(document, color=has_color())
+    if detail:
+        lines += ["", *detail_lines(document, color=has_color())]
+    for line in lines:
         if not say(line):
             return
 
 
-def _read(settings: Settings, client: Client) -> dict[str, Any]:
+def _read(settings: Settings, client: Client, *, detail: bool = False) -> dict[str, Any]:
     """The Status document, with `--service` only that service in it. Raises: AgentUnreachable, UnknownService."""
-    document = client.status()
+    document = client.status(detail=detail and not settings.service)
     if settings.service:
-        document["services"] = {settings.service: require_service(document, settings.service)}
+        found = require_service(document, settings.service)
+        document["services"] = {settings.service: client.detail(settings.service) if detail else found}
     return document
 
 
@@ -143,6 +156,8 @@ def _service_troubles(name: str, service: dict[str, Any]) -> Iterator[str]:
         yield _prefixed(name, service["problem"])
     if service["frozen"]:
         yield f"{name}: frozen: {service['frozen']}; lbswitch release -s {name} ends that"
+    for difference in service.get("drift") or ():
+        yield _drift(name, difference)
     if operation := service.get("operation"):
         by = f" by {operation['actor']}" if operation.get("actor") else ""
         yield f"{name}: a {operation.get('kind', 'operation')}{by} is running"
@@ -167,12 +182,70 @@ def _agent_troubles(agent: dict[str, Any]) -> Iterator[str]:
         yield f"the rendered files were not applied: {config['files_error']}"
     if balancer.get("running") is False:
         yield f"{balancer.get('kind')} is not running, there is no traffic: lbswitch balancer start"
+    for difference in agent.get("drift") or ():
+        yield _drift(str(balancer.get("kind", "balancer")), difference)
     for note in agent.get("notes") or ():
         yield f"note: {note}"
 
 
+def _drift(name: str, difference: dict[str, Any]) -> str:
+    where = {"disk": "on disk", "running": "running"}.get(difference["where"], difference["where"])
+    what = difference["what"].removeprefix(f"{name}: ")
+    return f"{name}: drift {where}: {what}; lbswitch apply puts it back, lbswitch status --detail shows it"
+
+
 def _prefixed(name: str, text: str) -> str:
     return text if text.startswith(f"{name}:") else f"{name}: {text}"
+
+
+# -- three columns -------------------------------------------------------------------------------------------
+
+
+def detail_lines(document: dict[str, Any], *, color: bool) -> list[str]:
+    """What is intended, on disk and running for each service; then the diffs of what differs."""
+    services, agent = document["services"], document.get("agent") or {}
+    rows = [row for name, service in services.items() for row in _detail_rows(name, service)]
+    lines = table(_DETAIL_HEADER, rows, color=color)
+    drift = [each for service in services.values() for each in service.get("drift") or ()]
+    for difference in [*drift, *(agent.get("drift") or ())]:
+        lines += ["", printable(difference["what"])]
+        diff = str(difference.get("diff") or "").splitlines()
+        lines += [paint(f"{_INDENT}{printable(line)}", _DIFF_STYLES.get(line[:1], ""), color=color) for line in diff]
+    return lines
+
+
+def _detail_rows(name: str, service: dict[str, Any]) -> Iterator[list[Cell]]:
+    columns = [service.get("intended") or {}, service.get("on_disk") or {}, service.get("running") or {}]
+    titles = iter([printable(name)])
+    for title, tell in (("live", _live), ("generation", _plain("generation")), ("revision", _plain("revision"))):
+        intended, *others = [tell(column) for column in columns]
+        yield [Cell(next(titles, "")), Cell(title), Cell(intended), *(_compared(intended, other) for other in others)]
+    intended = _route(columns[0])
+    for worker in columns[2].get("workers") or ():
+        served = _compared(intended, _route(worker))
+        yield [Cell(""), Cell(f"worker {worker['pid']}"), Cell(intended), Cell(""), served]
+    if error := columns[2].get("error"):
+        yield [Cell(""), Cell("listener"), Cell(""), Cell(""), Cell(printable(error), "red")]
+
+
+def _compared(intended: str, found: str) -> Cell:
+    return Cell(found) if found == intended else Cell(f"{found} (differs)", "red")
+
+
+def _live(column: dict[str, Any]) -> str:
+    return _share(column) if column.get("live") else "-"
+
+
+def _plain(key: str) -> Callable[[dict[str, Any]], str]:
+    def tell(column: dict[str, Any]) -> str:
+        value = column.get(key)
+        return "-" if value is None else printable(value)
+
+    return tell
+
+
+def _route(column: dict[str, Any]) -> str:
+    return f"{_live(column)}, generation {column.get('generation', '-')}"
 
 
 # -- looking on ----------------------------------------------------------------------------------------------
