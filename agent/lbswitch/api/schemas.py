@@ -47,6 +47,13 @@ class RollbackBody(_Body):
     dry_run: bool = False
 
 
+class ApplyBody(_Body):
+    """Read the configuration again. `force` allows what would empty a pool or cut off clients."""
+
+    force: bool = False
+    dry_run: bool = False
+
+
 class ReasonBody(_Body):
     """Why."""
 
