@@ -93,7 +93,7 @@ def observe(
 ) -> Observation:
     """One answer of the listener of `service`, on a fresh connection. Raises: NotSeen.
 
-    `host` is said in the Host header and in the TLS handshake; `hint` is what another status than 200 probably means.
+    `host` is said in the Host header and in the TLS handshake; `hint` is what another answer probably means.
     """
     endpoint = bind.local
     headers = {"Connection": "close"} if host is None else {"Host": host, "Connection": "close"}
@@ -107,10 +107,10 @@ def observe(
         raise NotSeen(f"{service}: {endpoint} does not answer: {error or type(error).__name__}") from error
     if response.status != 200:
         raise NotSeen(f"{service}: {endpoint} answers HTTP {response.status} to {path}: {hint}")
-    return _parse(service, endpoint, body, response)
+    return _parse(service, endpoint, body, response, hint)
 
 
-def _parse(service: str, endpoint: Endpoint, body: str, response: http.client.HTTPResponse) -> Observation:
+def _parse(service: str, endpoint: Endpoint, body: str, response: http.client.HTTPResponse, hint: str) -> Observation:
     try:
         name, generation, share_green = body.split()
         observed = Observation(
@@ -120,7 +120,7 @@ def _parse(service: str, endpoint: Endpoint, body: str, response: http.client.HT
             share_green=int(share_green),
         )
     except ValueError:
-        raise NotSeen(f"{service}: {endpoint} gave no readable state: {body[:80]!r}") from None
+        raise NotSeen(f"{service}: {endpoint} gave no readable state ({body[:80]!r}): {hint}") from None
     if name != service:
         raise NotSeen(f"{service}: {endpoint} is the listener of {name}")
     return observed
