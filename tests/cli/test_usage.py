@@ -9,7 +9,7 @@ from tests.cli.conftest import Run
 COMMANDS = [
     [], ["green"], ["blue"], ["rollback"], ["status"], ["history"], ["show"], ["freeze"], ["release"], ["check"],
     ["render"], ["balancer"], ["balancer", "start"], ["balancer", "stop"], ["balancer", "restart"],
-    ["balancer", "status"], ["agent"], ["templates"], ["templates", "list"], ["templates", "show"],
+    ["balancer", "status"], ["agent"], ["doctor"], ["templates"], ["templates", "list"], ["templates", "show"],
     ["templates", "diff"], ["templates", "copy"], ["config"], ["config", "schema"], ["completion"],
 ]  # fmt: skip
 

@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "wiring": _BELOW_WIRING,
     "local": _BELOW_ADAPTERS | {"configfile", "wiring"},  # commands that work without an agent
     "overrides": _BELOW_ADAPTERS | {"balancers", "configfile"},
-    "cli": _BELOW_ADAPTERS | {"configfile", "client", "local", "overrides", "wiring"},
+    "doctor": _BELOW_ADAPTERS | _ADAPTERS | {"configfile", "client", "overrides", "wiring"},
+    "cli": _BELOW_ADAPTERS | {"configfile", "client", "doctor", "local", "overrides", "wiring"},
 }
 """What each part may import besides itself. A new part gets its line here, by decision."""
 

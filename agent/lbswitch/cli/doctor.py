@@ -1,0 +1,95 @@
+"""`doctor`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lbswitch.cli.options import Command, Settings, pass_settings
+from lbswitch.cli.output import has_color, paint, paragraph, say, say_json
+
+if TYPE_CHECKING:
+    from lbswitch.doctor.check import Check
+    from lbswitch.doctor.examine import Report
+    from lbswitch.doctor.finding import Finding
+
+_STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+@click.command(cls=Command, for_service=True, short_help="Say what would bite in production, with its mend.")
+@pass_settings
+def doctor(settings: Settings) -> int:
+    r"""Look for what would bite in production on this host, and say how to mend each.
+
+    It reads configuration, templates, the balancer's files and processes, asks the agent if there is one, and asks
+    each server's health path once. It changes nothing and takes ten seconds at most. What this user may not look at
+    is said; docs/doctor.md explains every check.
+
+    The exit code is that of monitoring plugins: 0 nothing or notes only, 1 the worst is a warning, 2 it is an error.
+
+    \b
+    Examples:
+      lbswitch doctor
+      lbswitch doctor --json | jq -r '.findings[] | .severity + " " + .id + ": " + .what'
+      lbswitch doctor --service shop
+    """
+    settings.only_local("doctor")
+    from lbswitch.doctor.case import Case
+    from lbswitch.doctor.examine import examine
+    from lbswitch.doctor.registry import CHECKS
+
+    report = examine(Case(Path(settings.config_path), settings.client, settings.service), CHECKS)
+    if settings.json:
+        say_json(report.to_json())
+    else:
+        _tell(report)
+    return int(report.worst)
+
+
+def _tell(report: Report) -> None:
+    color = has_color()
+    for check, finding in report.findings:
+        for line in _lines(check, finding, color=color):
+            say(line)
+    for why, ids in report.not_checked.items():
+        say(paint(f"not checked: {paragraph(why, '  ')}", "dim", color=color))
+        say(f"  {_wrapped(', '.join(ids))}")
+    say(_summary(report))
+
+
+def _lines(check: Check, finding: Finding, *, color: bool) -> list[str]:
+    """What and mend, each on lines of their own."""
+    severity = str(finding.severity)
+    head = f"{paint(severity, _STYLES[severity], color=color)} {check.id}"
+    mend = paragraph(finding.mend, "    ")
+    return [f"{head}", f"  {_wrapped(paragraph(finding.what))}", f"  mend: {_wrapped(mend)}"]
+
+
+def _wrapped(text: str, width: int = 116) -> str:
+    """Broken between words, for terminals; what is broken already stays so."""
+    if len(text) <= width or "\n" in text:
+        return text
+    lines, line = [], ""
+    for word in re.split(r"(?<=\S) (?=\S)", text):
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    return "\n    ".join([*lines, line])
+
+
+def _summary(report: Report) -> str:
+    counts: dict[str, int] = {}
+    for _, finding in report.findings:
+        counts[str(finding.severity)] = counts.get(str(finding.severity), 0) + 1
+    skipped = sum(len(ids) for ids in report.not_checked.values())
+    made = len(report.results) - skipped
+    checks = f"{made} check{'s' * (made != 1)}" + (f", {skipped} could not be made" if skipped else "")
+    if not counts:
+        return f"nothing found: {checks}"
+    listed = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
+    return f"{listed}: {checks}"

@@ -1,0 +1,1 @@
+"""`lbswitch doctor`: what would bite in production on this host, each with its mend. Reads, and changes nothing."""
