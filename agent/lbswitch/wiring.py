@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lbswitch import configfile, logs, sdnotify
@@ -22,23 +22,33 @@ from lbswitch.core.config_text import notes
 from lbswitch.core.health import ServerHealth
 from lbswitch.core.model import ServerKey
 from lbswitch.core.values import parse_endpoint
-from lbswitch.errors import ConfigError, NotAllowed, Problem, StateError
+from lbswitch.edits import refuse_what_needs_a_restart
+from lbswitch.errors import NotAllowed, StateError
 from lbswitch.events import Events
 from lbswitch.health.monitor import HealthMonitor
+from lbswitch.health.trial import try_out
+from lbswitch.objects import Objects
 from lbswitch.ports import Balancer
+from lbswitch.restore import Restorer
 from lbswitch.serving import Serving
+from lbswitch.snapshots import CONFIG, Archive, Snapshots
 from lbswitch.store.sqlite import SqliteStore
 from lbswitch.switch import Switcher
 
 
+OnStep = Callable[[str], None]
+
+
 def make_balancer(config: Config) -> Balancer:
-    """The adapter that the configuration names. Raises: ConfigError."""
+    """The adapter that the configuration names."""
     if not config.balancer.managed:
         if config.balancer.kind is BalancerKind.HAPROXY:
             from lbswitch.balancers.haproxy_guest import HAProxyGuest
 
             return HAProxyGuest(config)
-        raise ConfigError("balancer", [Problem("managed: false is not in this version")])
+        from lbswitch.balancers.nginx_guest import NginxGuest
+
+        return NginxGuest(config)
     if config.balancer.kind is BalancerKind.NGINX:
         from lbswitch.balancers.nginx import Nginx
 
@@ -85,23 +95,32 @@ def state_directory(path: Path) -> Iterator[None]:
 
 
 def run_agent(
-    config_path: Path, log_format: str = "text", log_level: str = "info", socket_path: str | None = None
+    config_path: Path,
+    log_format: str = "text",
+    log_level: str = "info",
+    socket_path: str | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
-    """Run an agent until SIGTERM or SIGINT; SIGHUP reads the configuration again. Raises: LbswitchError."""
+    """Run an agent until SIGTERM or SIGINT; SIGHUP reads the configuration again. Raises: LbswitchError.
+
+    `on_step` is told the name of every step of every operation before it is taken.
+    """
     logs.set_up(log_format, log_level)
     config_path = config_path.absolute()
     config, balancer = load(config_path)
     balancer.version()
     with state_directory(Path(config.agent.state_dir)):
-        asyncio.run(_serve(config_path, config, balancer, Path(socket_path or config.agent.socket)))
+        asyncio.run(_serve(config_path, config, balancer, Path(socket_path or config.agent.socket), on_step))
 
 
-async def _serve(config_path: Path, config: Config, balancer: Balancer, socket_path: Path) -> None:
+async def _serve(
+    config_path: Path, config: Config, balancer: Balancer, socket_path: Path, on_step: OnStep | None
+) -> None:
     events = Events(time.time)
     events.listen(logs.log_event)
     store = SqliteStore(Path(config.agent.state_dir) / "lbswitch.db")
     try:
-        agent = make_agent(config_path, config, balancer, store, events)
+        agent = make_agent(config_path, config, balancer, store, events, on_step)
         for note in [*notes(config), *balancer.warnings()]:
             events.emit("note", note, level="warning")
         listeners = [unix_listener(socket_path)]
@@ -117,7 +136,14 @@ async def _serve(config_path: Path, config: Config, balancer: Balancer, socket_p
         store.close()
 
 
-def make_agent(config_path: Path, config: Config, balancer: Balancer, store: SqliteStore, events: Events) -> Agent:
+def make_agent(
+    config_path: Path,
+    config: Config,
+    balancer: Balancer,
+    store: SqliteStore,
+    events: Events,
+    on_step: OnStep | None = None,
+) -> Agent:
     """An agent with the real parts."""
     agent: Agent | None = None
 
@@ -126,10 +152,35 @@ def make_agent(config_path: Path, config: Config, balancer: Balancer, store: Sql
             agent.automatic.health_changed(key, old, new)
 
     monitor = HealthMonitor(config.services, health_changed)
-    serving = Serving(config, balancer, events)
-    switcher = Switcher(serving, store, PoolView(monitor), events)
-    agent = Agent(config_path, store, serving, switcher, monitor, events, load)
+    serving = Serving(config, balancer, events, on_step)
+    snapshots = Snapshots(_snapshot_directory(config), config_path, serving, store, time.time)
+    serving.before_change = snapshots.take
+    switcher = Switcher(serving, store, PoolView(monitor), events, on_step=on_step, snapshots=snapshots)
+    restorer = Restorer(
+        *(config_path, serving, store, switcher, snapshots, _load_text, refuse_what_needs_a_restart, try_out),
+        on_step=on_step,
+    )
+    agent = Agent(config_path, store, serving, switcher, monitor, events, load, snapshots, restorer)
     return agent
+
+
+def _snapshot_directory(config: Config) -> Path:
+    return Path(config.agent.state_dir) / "snapshots"
+
+
+def _load_text(text: str) -> tuple[Config, Balancer]:
+    config = configfile.load_text(text, f"the snapshot's {CONFIG}")
+    return config, make_balancer(config)
+
+
+@contextlib.contextmanager
+def archive(config: Config) -> Iterator[Archive]:
+    """The snapshots of that configuration's state directory, without an agent. Raises: StateError."""
+    store = SqliteStore.to_read(Path(config.agent.state_dir) / "lbswitch.db")
+    try:
+        yield Archive(store, Objects(_snapshot_directory(config)))
+    finally:
+        store.close()
 
 
 async def _live(agent: Agent, listeners: list[socket.socket]) -> None:

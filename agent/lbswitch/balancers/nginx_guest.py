@@ -163,6 +163,10 @@ class NginxGuest:
 
     # -- what is served ----------------------------------------------------------------------------------------
 
+    def why_not_weighted(self, service: str) -> str | None:  # noqa: ARG002 - of the port
+        """Every service can be: what draws is ours."""
+        return None
+
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         """Servers of each `upstream`."""
         return pools.nginx(rendered)

@@ -24,6 +24,9 @@ from lbswitch.ports import Rendered
 _PLACE = re.compile(r"^.* in (\S.*?):(\d+)$")
 _ARGUMENT = r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?:\\.|[^\s;{\\])+)"""
 _INCLUDE = re.compile(rf"(?<![^\s;{{}}])(?:include|'include'|\"include\")\s+{_ARGUMENT}\s*;", re.DOTALL)
+_STAMP = re.compile(
+    r"^nginx: |^\d{4}/\d\d/\d\d [\d:]{8} (?=\[)|(?<=\]) \d+#\d+:(?= )"
+)  # what -e stderr puts before words
 _SERIOUS = re.compile(r"\[(?:emerg|alert|crit|error)\]")
 
 
@@ -80,7 +83,7 @@ class Shadow:
         """The checker's words about the real files, each with the line that it is about."""
         for copy in sorted(self._copies, key=len, reverse=True):
             output = output.replace(copy, self._copies[copy])
-        lines = [line.removeprefix("nginx: ") for line in output.splitlines()]
+        lines = [_STAMP.sub("", line) for line in output.splitlines()]
         said = [line for line in lines if line and not line.startswith("configuration file ")]
         serious = [line for line in said if _SERIOUS.search(line)] or said
         return "; ".join(self._with_line(line) for line in serious)
