@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.balancers.nginx.owner import Guest, Owner
 from tests.balancers.nginx.site import Site, binaries
 from tests.support.agent import make_short_directory
 from tests.support.app import App
@@ -79,3 +80,32 @@ def certificate(tmp_path_factory) -> tuple[Path, Path]:
     argv += ["-subj", "/CN=localhost", "-days", "2", "-keyout", str(key), "-out", str(cert)]
     subprocess.run(argv, check=True, capture_output=True, timeout=30)
     return cert, key
+
+
+@pytest.fixture
+def owner(directory: Path, binary: str, certificate: tuple[Path, Path]) -> Iterator[Owner]:
+    """Somebody's nginx with sites of his own; it does not run yet, and is stopped at the end."""
+    made = Owner(directory, binary, certificate)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def guest(owner: Owner, blue: App, green: App) -> Callable[..., Guest]:
+    """Makes the guest with these services, by default `shop` behind the owner's listener without TLS."""
+
+    def make(services: dict[str, Any] | None = None, **balancer: Any) -> Guest:
+        return Guest(owner, services or {"shop": guest_service(owner, blue, green)}, **balancer)
+
+    return make
+
+
+def guest_service(owner: Owner, blue: App, green: App, **settings: Any) -> dict[str, Any]:
+    """A service of the two applications behind the owner's listener."""
+    return {
+        "bind": f"127.0.0.1:{owner.port}",
+        "blue": {"servers": [blue.address]},
+        "green": {"servers": [green.address]},
+        "verify": {"host": "shop.example"},
+        **settings,
+    }
