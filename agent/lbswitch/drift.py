@@ -18,8 +18,10 @@ from lbswitch.events import Events
 from lbswitch.ports import Difference
 from lbswitch.serving import Serving
 
-LOOK_EVERY_S = 2.5
+_LOOK_EVERY_S, _AT_MOST_S = 1.0, 3.0
+_PAUSES = 200  # of the time that a look took: half a percent of a processor
 _BREATH_S = 0.02  # between two looks, however often files are touched
+_BREATHS = 5  # of the time that a look took, at least, however often somebody marks
 _TOLD_APART = 5  # more differences than this are one event
 _REPAIRS, _WITHIN_S = 5, 600.0
 _RETRY_S, _MOST_RETRY_S = 5.0, 60.0
@@ -62,10 +64,12 @@ class DriftWatch:
         self._loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
+            began = self._clock()
             await self._events.guard("looking for drift", self._in_thread(self.look))
-            await asyncio.sleep(_BREATH_S)
+            took_s = self._clock() - began
+            await asyncio.sleep(max(_BREATH_S, _BREATHS * took_s))
             try:
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(min(_AT_MOST_S, max(_LOOK_EVERY_S, _PAUSES * took_s))):
                     await self._wake.wait()
             except TimeoutError:
                 continue

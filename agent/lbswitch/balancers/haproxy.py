@@ -146,7 +146,8 @@ class HAProxy:
 
     def watched(self) -> frozenset[Path]:
         """Templates, certificates and keys, and where maps and rendered files lie."""
-        return frozenset([*self._rendering.template_directories, *tls_files.paths(self._config), self._directory])
+        ours = [self._directory, self._rendered.current]
+        return frozenset([*self._rendering.template_directories, *tls_files.paths(self._config), *ours])
 
     # -- what is served --------------------------------------------------------------------------------------
 

@@ -170,7 +170,8 @@ class Nginx:
 
     def watched(self) -> frozenset[Path]:
         """Templates, certificates and keys, and where pointer and rendered files lie."""
-        return frozenset([*self._templates.directories, *tls_files.paths(self._config), self._state_dir, self._prefix])
+        ours = [self._state_dir, self._prefix, self._rendered.current, *self._pointer.watched(self._config.services)]
+        return frozenset([*self._templates.directories, *tls_files.paths(self._config), *ours])
 
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Move the pointer; every worker sees it with its next request. Raises: CommitFailed."""

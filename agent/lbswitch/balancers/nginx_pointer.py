@@ -22,6 +22,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from lbswitch.core.model import Color, Intent, Route, ServiceIntent
@@ -29,6 +30,7 @@ from lbswitch.errors import CommitFailed
 from lbswitch.files import read_link, replace_symlink, sync_directory, write_file
 
 _GENERATION = re.compile(r"^gen-(\d{6,})(?:\.\w+)?$", re.ASCII)
+_WATCHED = 32  # directories by inotify; all are looked at every few seconds
 _SYNC_AT_ONCE = 16  # the file system puts fsyncs that come together into one journal commit
 
 
@@ -65,6 +67,10 @@ class Pointer:
                 self._move(intent)
             if self._spare is None:
                 self._prepare_spare()
+
+    def watched(self, services: Iterable[str]) -> list[Path]:
+        """Directories whose change may be a hand in the pointer; of many services the first ones."""
+        return [self.live, *(self.live / name for name in islice(services, _WATCHED))]
 
     def restore(self, intent: Intent) -> None:
         """Serve these routes whatever hands have done below the state directory. Raises: CommitFailed.

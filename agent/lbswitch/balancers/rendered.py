@@ -98,7 +98,7 @@ class RenderedDirectory:
             return
         if not (self._rendered / revision).is_dir():
             raise StateError(f"revision {revision} is no longer kept under {self._rendered}")
-        if not is_intact(self.read(revision)):
+        if not is_intact(self._read(revision)):
             raise StateError(
                 f"revision {revision} under {self._rendered} was changed by somebody and is not put back as it is; "
                 "the installed configuration is unchanged"
@@ -106,7 +106,11 @@ class RenderedDirectory:
         self._point_at(revision)
 
     def read(self, revision: str) -> Rendered:
-        """The files of a kept revision. Raises: StateError."""
+        """The files of a kept revision, as they were rendered where that is known. Raises: StateError."""
+        return self._known.get(revision) or self._read(revision)
+
+    def _read(self, revision: str) -> Rendered:
+        """As they are on disk. Raises: StateError."""
         directory = self._rendered / revision
         try:
             files = tuple(
@@ -127,7 +131,7 @@ class RenderedDirectory:
     def _holds(self, rendered: Rendered) -> bool:
         """Whether its directory is there and holds exactly these files."""
         with contextlib.suppress(StateError):
-            return set(self.read(rendered.revision).files) == set(rendered.files)
+            return set(self._read(rendered.revision).files) == set(rendered.files)
         return False
 
     def _remember(self, rendered: Rendered) -> None:
@@ -220,7 +224,7 @@ class RenderedDirectory:
     def _file_differences(self, revision: str) -> Iterator[Difference]:
         directory = self._rendered / revision
         try:
-            found = {file.name: file for file in self.read(revision).files}
+            found = {file.name: file for file in self._read(revision).files}
         except StateError:
             yield Difference("disk", str(directory), f"the rendered files {directory} are gone or can't be read")
             return
