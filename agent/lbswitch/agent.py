@@ -17,8 +17,11 @@ from lbswitch.drift import DriftWatch
 from lbswitch.edits import Edits
 from lbswitch.errors import Busy, UnknownService
 from lbswitch.events import Events
+from lbswitch.keeping import keep_snapshots
 from lbswitch.ports import Balancer, Store
+from lbswitch.restore import Restorer
 from lbswitch.serving import Serving
+from lbswitch.snapshots import Snapshots
 from lbswitch.switch import Request, Switcher
 from lbswitch.upkeep import Upkeep
 
@@ -35,13 +38,17 @@ class Agent:
         monitor: HealthMonitor,
         events: Events,
         load: Callable[[Path], tuple[Config, Balancer]],
+        snapshots: Snapshots | None = None,
+        restorer: Restorer | None = None,
     ) -> None:
-        """`load` reads the configuration file and makes the balancer for it."""
+        """`load` reads the configuration file and makes the balancer for it. Both of the last or none."""
         self.config_path = config_path
         self.store = store
         self.serving = serving
         self.switcher = switcher
         self.monitor = monitor
+        self.snapshots = snapshots
+        self._restorer = restorer
         self.events = events
         self.started_at = time.time()
         self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch")
@@ -70,6 +77,8 @@ class Agent:
         await self.in_thread(self.switcher.conclude, recoveries)
         intent = self.serving.intent
         self.store.save_services(intent.services, intent.generation)
+        if self._restorer is not None:
+            await self.in_thread(self._restorer.clean)
         self.automatic.remember()
 
     def _first_intent(self, recovered: Mapping[str, ServiceIntent]) -> Intent:
@@ -91,6 +100,8 @@ class Agent:
             *(self.automatic.run(), self.upkeep.run(), self.upkeep.look(), self.upkeep.count_clients()),
             *(self.edits.run(), self.drift.run()),
         ]
+        if self.snapshots is not None:
+            loops.append(keep_snapshots(self.snapshots, self.events, self.in_thread))
         tasks = [asyncio.create_task(loop) for loop in loops]
         await self._stopping.wait()
         for task in tasks:
@@ -122,6 +133,27 @@ class Agent:
             operations: list[Operation] = await asyncio.shield(running)
         finally:
             self.automatic.mark(*request.services)
+        return operations
+
+    async def restore(self, number: int, request: Request) -> list[Operation]:
+        """Bring back a snapshot. Raises what `Restorer.run` raises."""
+        if self._stopping.is_set() or self._restorer is None:
+            raise Busy("the agent is stopping; nothing was changed, ask the next one")
+        running = asyncio.ensure_future(self._restore(self._restorer, number, request))
+        self._operations.add(running)
+        running.add_done_callback(self._operations.discard)
+        operations: list[Operation] = await asyncio.shield(running)
+        return operations
+
+    async def _restore(self, restorer: Restorer, number: int, request: Request) -> list[Operation]:
+        async with self.edits.paused():
+            before = self.config
+            try:
+                operations: list[Operation] = await self.in_thread(restorer.run, number, request)
+            finally:
+                if self.config is not before:
+                    self._reconfigured(self.config)
+                self.automatic.mark(*self.config.services)
         return operations
 
     async def finish_operations(self) -> None:

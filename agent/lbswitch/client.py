@@ -282,6 +282,28 @@ class Client:
         operations: list[Document] = answer["operations"]
         return operations
 
+    def snapshots(self, limit: int) -> Document:
+        """The newest snapshots first."""
+        return self._get(f"/v1/snapshots?limit={limit}", holds="snapshots")
+
+    def snapshot(self, number: int) -> Document:
+        """One snapshot, without the content of its files."""
+        return self._get(f"/v1/snapshots/{number}", holds="files")
+
+    def snapshot_file(self, number: int, name: str) -> Document:
+        """One file of a snapshot."""
+        from urllib.parse import quote
+
+        return self._get(f"/v1/snapshots/{number}/file?name={quote(name, safe='')}", holds="text")
+
+    def snapshot_diff(self, number: int) -> Document:
+        """What has changed since a snapshot."""
+        return self._get(f"/v1/snapshots/{number}/diff", holds="diff")
+
+    def restore(self, number: int, request: Document) -> Document:
+        """Bring back a snapshot; returns `{"snapshot": N, "operations": [...]}`."""
+        return self._post(f"/v1/snapshots/{number}/restore", request, holds="operations")
+
     def _get(self, path: str, holds: str) -> Document:
         try:
             return _opened(self.transport.exchange("GET", path, {}, b"", self._status_timeout_s), holds)

@@ -32,6 +32,13 @@ def load(path: Path) -> Config:
     return parse(text, str(path)).read_from(text)
 
 
+def load_text(text: str, source: str) -> Config:
+    """Validate what was once in a file; `source` names it in messages. Raises: ConfigError."""
+    from lbswitch.core.config_text import parse
+
+    return parse(text, source).read_from(text)
+
+
 def socket_of(path: Path) -> str:
     """`agent.socket` of the file. Quick: without validating, or even parsing, what is not needed for it.
 

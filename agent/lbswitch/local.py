@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbswitch import configfile
+from lbswitch import configfile, showing
 from lbswitch.core.config import Config
 from lbswitch.core.config_text import notes
 from lbswitch.core.model import Intent, Route, ServiceIntent
 from lbswitch.errors import StateError
 from lbswitch.ports import Balancer, Rendered
-from lbswitch.wiring import make_balancer
+from lbswitch.snapshots import files_now
+from lbswitch.wiring import archive, make_balancer
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,37 @@ class BalancerHandle:
                 for name, intent in (committed.services.items() if committed is not None else ())
             },
         }
+
+
+class SnapshotReader:
+    """The snapshots of a configuration's state directory, when no agent is there to be asked: as its client reads."""
+
+    def __init__(self, config_path: Path) -> None:
+        """Raises: ConfigError."""
+        self._path = config_path
+        self._config = configfile.load(config_path)
+
+    def snapshots(self, limit: int) -> dict[str, Any]:
+        """The newest first. Raises: StateError."""
+        with archive(self._config) as found:
+            return showing.listing(found.newest(limit))
+
+    def snapshot(self, number: int) -> dict[str, Any]:
+        """One, without the content of its files. Raises: UnknownSnapshot, StateError."""
+        with archive(self._config) as found:
+            return showing.document(found.read(number))
+
+    def snapshot_file(self, number: int, name: str) -> dict[str, Any]:
+        """One file of it. Raises: UnknownSnapshot, NotAllowed (secret), StateError."""
+        with archive(self._config) as found:
+            return showing.file(found, found.read(number), name)
+
+    def snapshot_diff(self, number: int) -> dict[str, Any]:
+        """What differs from what is on disk now. Raises: UnknownSnapshot, StateError."""
+        balancer = make_balancer(self._config)
+        now = files_now(self._config, balancer, self._path)
+        with archive(self._config) as found:
+            return showing.diff(found, found.read(number), now, _intent(self._config, balancer))
 
 
 def balancer(config_path: Path) -> BalancerHandle:

@@ -58,7 +58,11 @@ class Serving:
     def __init__(
         self, config: Config, balancer: Balancer, events: Events, on_step: Callable[[str], None] | None = None
     ) -> None:
-        """`on_step` is told the name of every step before it is taken."""
+        """`on_step` is told the name of every step before it is taken.
+
+        `before_change` is told what is about to change ("configuration", "templates") unless it is an operation's;
+        what it raises stops the change.
+        """
         self.config = config
         self.balancer = balancer
         self.mutex = threading.RLock()
@@ -66,6 +70,7 @@ class Serving:
         self.sights: dict[str, Sight] = {}
         self.files_problem: str | None = None
         self.usage = Usage(lambda service: self.balancer.connections(service))
+        self.before_change: Callable[[str], object] = lambda _what: None
         self._pending: Undo | None = None
         self._moves = 0
         self._events = events
@@ -90,7 +95,7 @@ class Serving:
             return self.balancer.observe(service)
 
     def _compare(self, service: str, intent: ServiceIntent, seen: Observation) -> Sight:
-        installed = self.balancer.installed() or ""
+        installed = self.balancer.intended_revision() or ""
         if seen.shows(intent, installed):
             return Sight(verified=True, detail="", at=time.time())
         return Sight(verified=False, detail=_difference(service, intent, installed, seen), at=time.time())
@@ -167,7 +172,7 @@ class Serving:
 
     def undo_for(self, services: Iterable[str], files: Rendered | None) -> Undo:
         """How to return from a move of these services with these files."""
-        revision = None if files is None else self.balancer.installed()
+        revision = None if files is None else self.balancer.intended_revision()
         return Undo({name: self.intent.services[name] for name in services}, revision)
 
     def move(self, after: Intent, files: Rendered | None) -> None:
@@ -306,8 +311,9 @@ class Serving:
         """
         with self.mutex:
             if not force:
-                self.refuse_to_cut_off(config)
-            after, revision = self._intent_for(config), self.balancer.installed()
+                self._refuse_to_cut_off(config)
+            self.before_change("configuration")
+            after, revision = self._intent_for(config), self.balancer.intended_revision()
             before = (self.config, self.balancer, self.intent, self.files_problem)
             has_begun = False
             self.config, self.balancer = config, balancer
@@ -344,7 +350,7 @@ class Serving:
             installed = self.balancer.installed()
             before = Rendered((), "") if installed is None else self.balancer.read(installed)
             if not force:
-                self.refuse_to_cut_off(config)
+                self._refuse_to_cut_off(config)
             rendered = balancer.render(self._intent_for(config))
             if rendered.revision != installed:
                 balancer.check(rendered)
@@ -360,7 +366,7 @@ class Serving:
         through: Mapping[str, ServiceIntent],
         files: Rendered | None,
     ) -> None:
-        """Serve another configuration with other routes from now on, and see both; the caller holds `mutex`.
+        """Serve another configuration with other routes from now on; the caller holds `mutex`, and verifies.
 
         `files` are what has to be installed for it, and `through` what each service serves while they take the place
         of the old ones. Raises: BalancerError, StateError; then `forgo`.
@@ -379,7 +385,6 @@ class Serving:
         balancer.commit(after, after.services)
         self.intent = after
         self.sights = {name: sight for name, sight in self.sights.items() if name in after.services}
-        self.verify(after.services, reloaded=files is not None)
         self.usage.keep(config.services)
 
     def _reload_and_see(self, before: Intent, both: Intent) -> None:
@@ -391,7 +396,7 @@ class Serving:
 
     def stand(self) -> Standing:
         """What to go back to with `forgo`."""
-        return Standing(self.config, self.balancer, self.intent, self.balancer.installed())
+        return Standing(self.config, self.balancer, self.intent, self.balancer.intended_revision())
 
     def forgo(self, standing: Standing) -> None:
         """After a failed `adopt`: serve again what was served, and see it; the caller holds `mutex`.
@@ -407,7 +412,7 @@ class Serving:
         self._pending = None
         self.verify(standing.intent.services, reloaded=was != standing.revision)
 
-    def refuse_to_cut_off(self, config: Config) -> None:
+    def _refuse_to_cut_off(self, config: Config) -> None:
         """Raises: NeedsForce, when a service that has clients would be removed, or its listener moved."""
         if self.balancer.is_running():
             _need_force(guard.lost_listeners(self.config, config, self.usage.clients))
@@ -432,7 +437,7 @@ class Serving:
 
     def _install_or_return(self, files: Rendered) -> None:
         """Install, reload and see the new revision on one service; else return to the revision before."""
-        before = self.balancer.installed()
+        before = self.balancer.intended_revision()
         self.balancer.install(files)
         if not self.balancer.is_running():
             return
@@ -469,6 +474,7 @@ class Serving:
             files = self.changed_files(self.intent, may_empty=force)
             if files is None:
                 return False
+            self.before_change("templates")
             try:
                 self._install_or_return(files)
             except LbswitchError as error:

@@ -121,14 +121,14 @@ class Snapshots:
 
     def _current_tree(self) -> _Tree:
         config, balancer = self._serving.config, self._serving.balancer
-        key = (id(config), balancer.installed(), tuple(_stamps(config, self._config_path)))
+        key = (id(config), balancer.installed(), config.text, tuple(_stamps(config, self._config_path)))
         if self._tree is None or self._tree.key != key:
             self._tree = self._written(key, config, list(files_now(config, balancer, self._config_path)))
             self._config = config  # or its id could be given to another
             self._recent.append(self._tree.digest)
         return self._tree
 
-    def _written(self, key: tuple[object, str | None, object], config: Config, files: list[File]) -> _Tree:
+    def _written(self, key: tuple[object, str | None, object, object], config: Config, files: list[File]) -> _Tree:
         digests = self._objects.put(file.content for file in files)
         listed = [
             {"name": file.name, "secret": file.secret, "sha256": digest, "size": len(file.content)}

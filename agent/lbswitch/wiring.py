@@ -35,7 +35,6 @@ from lbswitch.snapshots import CONFIG, Archive, Snapshots
 from lbswitch.store.sqlite import SqliteStore
 from lbswitch.switch import Switcher
 
-
 OnStep = Callable[[str], None]
 
 

@@ -13,9 +13,10 @@ _TOOLS = {"files", "procs", "events", "logs", "sdnotify"}  # small, general, wit
 _BELOW_ADAPTERS = _GROUND | _TOOLS | {"ports"}
 _ADAPTERS = {"balancers", "nginx", "haproxy", "health", "store", "traffic", "notify"}
 _TRANSACTION = {
-    *("serving", "objects", "snapshots", "records", "stopwatch", "gates", "recovery", "switch", "restore")
-}  # fmt: skip
-_AGENT = {"agent", "automatic", "upkeep", "edits", "drift"}
+    *("serving", "objects", "snapshots", "records", "stopwatch", "gates", "recovery", "switch"),
+    *("replacement", "differing", "restore"),
+}
+_AGENT = {"agent", "automatic", "upkeep", "edits", "drift", "keeping"}
 _BELOW_WIRING = _BELOW_ADAPTERS | _ADAPTERS | {"api", "configfile"} | _TRANSACTION | _AGENT
 
 ALLOWED: dict[str, set[str]] = {
@@ -36,12 +37,15 @@ ALLOWED: dict[str, set[str]] = {
     "snapshots": _BELOW_ADAPTERS | {"serving", "objects"},
     "gates": _BELOW_ADAPTERS | {"serving"},
     "recovery": _BELOW_ADAPTERS | {"serving", "gates", "records"},
-    "switch": _BELOW_ADAPTERS | _TRANSACTION - {"switch", "restore"},
+    "replacement": _GROUND | _TOOLS,
+    "differing": {"ports"},
+    "switch": _BELOW_ADAPTERS | _TRANSACTION - {"switch", "replacement", "differing", "restore"},
     "restore": _BELOW_ADAPTERS | _TRANSACTION - {"restore"},
     **dict.fromkeys(_AGENT, _BELOW_ADAPTERS | _TRANSACTION | {"watching"} | _AGENT),
-    "api": _BELOW_ADAPTERS | _TRANSACTION | _AGENT,
+    "showing": _BELOW_ADAPTERS | {"snapshots"},  # documents that API and command line share
+    "api": _BELOW_ADAPTERS | _TRANSACTION | _AGENT | {"showing"},
     "wiring": _BELOW_WIRING,
-    "local": _BELOW_ADAPTERS | {"configfile", "wiring"},  # commands that work without an agent
+    "local": _BELOW_ADAPTERS | {"configfile", "snapshots", "showing", "wiring"},  # commands that work without an agent
     "overrides": _BELOW_ADAPTERS | {"balancers", "configfile"},
     "doctor": _BELOW_ADAPTERS | _ADAPTERS | {"configfile", "client", "overrides", "wiring"},
     "cli": _BELOW_ADAPTERS | {"configfile", "client", "doctor", "local", "overrides", "wiring"},

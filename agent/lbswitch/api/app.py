@@ -11,16 +11,17 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from lbswitch import __version__
+from lbswitch import __version__, showing
 from lbswitch.agent import Agent
 from lbswitch.api import documents, problems
 from lbswitch.api.browsers import NoBrowsers
 from lbswitch.api.metrics import Metrics
-from lbswitch.api.schemas import ApplyBody, EmptyBody, ReasonBody, RollbackBody, SwitchBody, SwitchManyBody
+from lbswitch.api.schemas import ApplyBody, EmptyBody, ReasonBody, RestoreBody, RollbackBody, SwitchBody, SwitchManyBody
 from lbswitch.core.model import Color, Kind
-from lbswitch.errors import Busy, InvalidRequest, LbswitchError, UnknownOperation, UnknownService
+from lbswitch.errors import Busy, InvalidRequest, LbswitchError, UnknownOperation, UnknownService, UnknownSnapshot
 from lbswitch.events import Event
 from lbswitch.ports import StoredAnswer
+from lbswitch.snapshots import Archive, Kept, files_now
 from lbswitch.switch import Request as SwitchRequest
 
 _EVENTS_QUEUED = 1000
@@ -45,7 +46,9 @@ def create_app(agent: Agent) -> FastAPI:
     app.add_middleware(NoBrowsers)
     _add_probes(app, agent)
     _add_reading(app, agent)
-    _add_operations(app, agent, Answers(agent))
+    answers = Answers(agent)
+    _add_operations(app, agent, answers)
+    _add_snapshots(app, agent, answers)
     return app
 
 
@@ -269,6 +272,79 @@ def _add_operations(app: FastAPI, agent: Agent, answers: Answers) -> None:
         """End a freeze."""
         await agent.release(name, _actor(request))
         return documents.service(agent, name)
+
+
+def _add_snapshots(app: FastAPI, agent: Agent, answers: Answers) -> None:
+    def read(number: int) -> Kept:
+        return _archive(agent).read(number)
+
+    @app.get("/v1/snapshots", responses=_only(422))
+    async def snapshots(limit: Annotated[int, Query(ge=1, le=10_000)] = 20) -> dict[str, Any]:
+        """Snapshots, the newest first."""
+        return showing.listing(await agent.in_thread(_archive(agent).newest, limit))
+
+    @app.get("/v1/snapshots/{number}", responses=_only(404, 422))
+    async def snapshot(number: int) -> dict[str, Any]:
+        """One snapshot: what was served, by which balancer, and its files without their content."""
+        return showing.document(await agent.in_thread(read, number))
+
+    @app.get("/v1/snapshots/{number}/file", responses=_only(404, 422))
+    async def snapshot_file(number: int, name: Annotated[str, Query(max_length=500)]) -> dict[str, Any]:
+        """One file of a snapshot with its text; a secret one is never shown (403)."""
+
+        def show() -> dict[str, Any]:
+            return showing.file(_archive(agent), read(number), name)
+
+        document: dict[str, Any] = await agent.in_thread(show)
+        return document
+
+    @app.get("/v1/snapshots/{number}/diff", responses=_only(404, 422))
+    async def snapshot_diff(number: int) -> dict[str, Any]:
+        """What has changed since, as a unified diff."""
+
+        def compare() -> dict[str, Any]:
+            serving = agent.serving
+            with serving.mutex:
+                now = list(files_now(serving.config, serving.balancer, agent.config_path))
+                return showing.diff(_archive(agent), read(number), now, serving.intent)
+
+        document: dict[str, Any] = await agent.in_thread(compare)
+        return document
+
+    @app.post("/v1/snapshots/{number}/restore", responses=_ANY_PROBLEM)
+    async def restore(
+        number: int,
+        request: Request,
+        body: Annotated[RestoreBody, Body(default_factory=RestoreBody)],
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        """Bring back configuration and routes of a snapshot: all of it or nothing."""
+        wanted = SwitchRequest(
+            Kind.RESTORE,
+            (),
+            expect=body.expect,
+            reason=body.reason,
+            actor=_actor(request),
+            force=body.force,
+            dry_run=body.dry_run,
+        )
+
+        async def work() -> tuple[int, dict[str, Any]]:
+            try:
+                status, document = problems.outcome(await agent.restore(number, wanted), many=True)
+            except LbswitchError as error:
+                document = problems.problem(error)
+                return document["status"], document
+            return status, showing.restored(number, document)
+
+        return await answers.once(idempotency_key, request, work)
+
+
+def _archive(agent: Agent) -> Archive:
+    """Raises: UnknownSnapshot."""
+    if agent.snapshots is None:
+        raise UnknownSnapshot("this agent takes no snapshots")
+    return agent.snapshots.archive
 
 
 def _switch_request(services: tuple[str, ...], body: SwitchBody, actor: str) -> SwitchRequest:

@@ -54,6 +54,12 @@ class ApplyBody(_Body):
     dry_run: bool = False
 
 
+class RestoreBody(RollbackBody):
+    """Bring back a snapshot. `expect` is the color that must be live now where traffic would move."""
+
+    expect: Annotated[Color | None, Field(strict=False)] = None
+
+
 class ReasonBody(_Body):
     """Why."""
 

@@ -25,6 +25,8 @@ _COMMANDS = {
     "show": "history",
     "freeze": "freezing",
     "release": "freezing",
+    "snapshots": "snapshots",
+    "restore": "snapshots",
     "apply": "applying",
     "check": "local",
     "render": "local",

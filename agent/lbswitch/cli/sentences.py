@@ -6,7 +6,7 @@ from typing import Any
 
 from lbswitch.cli.output import paragraph, printable
 
-_CAN_BE_FORCED = ("health", "freeze")
+_CAN_BE_FORCED = ("health", "freeze", "clients", "pools", "rendering")
 _OTHER = {"blue": "green", "green": "blue"}
 
 
@@ -38,7 +38,7 @@ def _done(operation: dict[str, Any]) -> str:
     if operation.get("dry_run"):
         notes = "".join(f"; {paragraph(note, '    ')}" for note in operation.get("notes", ()))
         return f"all gates pass, {operation['kind']} would end with: {route(operation)}{notes}; nothing was changed"
-    back = "rolled back, " if operation["kind"] == "rollback" else ""
+    back = {"rollback": "rolled back, ", "restore": "restored, "}.get(operation["kind"], "")
     return f"{back}{route(operation)} ({_facts(operation)})"
 
 
@@ -61,7 +61,8 @@ def _refused(operation: dict[str, Any]) -> str:
     gate = operation.get("gate") or {"name": "a gate", "message": operation.get("error") or "no reason was given"}
     said = f"refused by {gate['name']}: {paragraph(gate['message'])}"
     if gate["name"] in _CAN_BE_FORCED:
-        return f"{said}\n  nothing was changed; --force switches all the same"
+        does = "restores" if operation["kind"] == "restore" else "switches"
+        return f"{said}\n  nothing was changed; --force {does} all the same"
     return f"{said}\n  nothing was changed"
 
 

@@ -8,7 +8,16 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from lbswitch.core import defaults
@@ -490,10 +499,16 @@ class Config(_Section):
         """The file's text, where this was read from one."""
         return self._text
 
-    def read_from(self, text: str) -> Self:
+    def read_from(self, text: str | None) -> Self:
         """The same, remembering the text that it was read from."""
         self._text = text
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, whatever comments and order their files have."""
+        return isinstance(other, Config) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # holds dictionaries
 
     def lists(self, key: ServerKey) -> bool:
         """Whether that server is in that pool."""

@@ -77,13 +77,28 @@ class SqliteStore:
             self._database.close()
             raise
 
+    @classmethod
+    def to_read(cls, path: Path) -> SqliteStore:
+        """The file as it is, for who only reads, with or without an agent that writes. Raises: StateError."""
+        store = cls.__new__(cls)
+        store._path, store._lock = path, threading.RLock()
+        with store._translated():
+            address = f"{path.absolute().as_uri()}?mode=ro"
+            store._database = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None)
+        try:
+            store._check_version()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._database.close()
 
     def _prepare(self) -> None:
-        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        version = self._version()
         if version > len(_STEPS):
             raise StateError(
                 f"{self._path} was written by a newer lbswitch (format {version}, this one knows {len(_STEPS)}); "
@@ -93,6 +108,18 @@ class SqliteStore:
         self._database.execute("PRAGMA synchronous = FULL")
         for number, step in enumerate(_STEPS[version:], start=version + 1):
             self._upgrade(f"{step} PRAGMA user_version = {number};")
+
+    def _version(self) -> int:
+        return int(self._database.execute("PRAGMA user_version").fetchone()[0])
+
+    def _check_version(self) -> None:
+        with self._translated():
+            version = self._version()
+        if version != len(_STEPS):
+            raise StateError(
+                f"{self._path} has format {version}, and this lbswitch reads {len(_STEPS)}: ask the agent of that "
+                "version"
+            )
 
     def _upgrade(self, step: str) -> None:
         """One step, all of it or nothing."""
