@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ class Edits:
     ) -> None:
         """`load` reads the configuration file and makes the balancer for it."""
         self.config_error: str | None = None
-        self.own_files_changed: Callable[[], None] = lambda: None  # called in the event loop, not more often than edits
+        self.own_files_changed: Callable[[], None] = lambda: None  # called in the event loop, at once
         self.repair: Callable[[], list[str]] | None = None  # puts right what drifted, and says what that was; blocks
         self._path = config_path
         self._serving = serving
@@ -97,8 +97,9 @@ class Edits:
         self._in_thread = in_thread
         self._one_at_a_time = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._edited, self._own = Debounce(), Debounce()
-        self._own_touched = False
+        self._edited = Debounce()
+        self._edited_paths: set[Path] = set()
+        self._seen: set[Path] = set()  # those that were read at least once
         self._retry_at: float | None = None
         self._retry_pause_s = _RETRY_S
         self._held: Config | None = None
@@ -109,6 +110,12 @@ class Edits:
     def notes(self) -> list[str]:
         """Where edits are noticed late, as sentences."""
         return [] if self._watching is None else self._watching.notes(LOOK_EVERY_S)
+
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Nothing is read or applied for as long as this lasts."""
+        async with self._one_at_a_time:
+            yield
 
     # -- noticing --------------------------------------------------------------------------------------------
 
@@ -124,31 +131,41 @@ class Edits:
 
         self._watching = Watching(edited, own_files)
         try:
+            await self._events.guard("applying edits", self._apply_what_was_missed(self._watching))
             while True:
                 await self._events.guard("applying edits", self._round(self._watching))
+                await self._wait()
         finally:
             await self._in_thread(self._watching.stop)
 
     def _own_happened(self) -> None:
-        self._own_touched = True
-        self._wake.set()
+        self._wake.set()  # directories to watch may have come and gone
+        self.own_files_changed()
+
+    async def _apply_what_was_missed(self, watching: Watching) -> None:
+        """Somebody may have edited while the agent started."""
+        self._seen = await self._in_thread(self._look, watching)
+        await self.apply(asked=False)
 
     async def _round(self, watching: Watching) -> None:
-        """Look, do what is due, and wait for the next thing that happens."""
+        """Look, and do what is due."""
         self._wake.clear()
         changed = await self._in_thread(self._look, watching)
         now = time.monotonic()
         if changed:
             self._edited = self._edited.touched(now)
-        if self._own_touched:
-            self._own_touched, self._own = False, self._own.touched(now)
-        if self._is_due(self._own, now):
-            self._own = Debounce()
-            self.own_files_changed()
+            self._edited_paths |= changed
         if self._is_due(self._edited, now) or (self._retry_at is not None and now >= self._retry_at):
-            self._edited = Debounce()
-            await self.apply(asked=False)
-        await self._wait()
+            await self._apply_edits()
+
+    async def _apply_edits(self) -> None:
+        edited, self._edited, self._edited_paths = self._edited_paths, Debounce(), set()
+        was_refused = self.config_error is not None or self._serving.files_problem is not None
+        applied = await self.apply(asked=False)
+        if applied.configuration == "unchanged" and not was_refused and edited & self._seen:
+            names = ", ".join(sorted(str(path) for path in edited))
+            self._events.emit("edits-without-effect", f"{names}: read again; nothing that is served changes")
+        self._seen |= edited
 
     def _look(self, watching: Watching) -> set[Path]:
         balancers = (self._serving.balancer, *((self._refused,) if self._refused is not None else ()))
@@ -169,9 +186,10 @@ class Edits:
         return due_at is not None and now >= due_at
 
     async def _wait(self) -> None:
+        """Until something happens or is due, or it is time to look in any case."""
         await asyncio.sleep(_BREATH_S)
         now = time.monotonic()
-        moments = (self._due_at(self._edited), self._due_at(self._own), self._retry_at, now + LOOK_EVERY_S)
+        moments = (self._due_at(self._edited), self._retry_at, now + LOOK_EVERY_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(each for each in moments if each is not None) - now)):
                 await self._wake.wait()
