@@ -77,6 +77,9 @@ class Guest:
         self.load = load
         self.port, self.tls_port = free_port(), free_port()
         self.log = self.directory / "haproxy.log"
+        self.cwd: Path | None = None
+        self.options: list[str] = []
+        self.environment: dict[str, str] = {}
         self.document = self._document(services, balancer)
         self.haproxy = self.adapter()
         self.owner = self.directory / "conf.d" / "haproxy.cfg"
@@ -152,24 +155,25 @@ class Guest:
         if self.load == "directory":
             (self.owner.parent / "zz-lbswitch.cfg").symlink_to(self.ours)
             return ["-f", str(self.owner.parent)]
+        if self.load == "relative":
+            return ["-f", self.owner.name, "-f", str(self.ours)]
         files = {"after": [self.owner, self.ours], "before": [self.ours, self.owner], "never": [self.owner]}
         return [word for file in files[self.load] for word in ("-f", str(file))]
 
     def start(self) -> None:
         """As the owner's systemd unit does."""
-        link = self.owner.parent / "zz-lbswitch.cfg"
-        link.unlink(missing_ok=True)
-        argv = [
-            self.binary,
-            "-W",
-            "-S",
-            self.document["balancer"]["master_socket"],
-            "-p",
-            f"{self.directory}/haproxy.pid",
-        ]
+        (self.owner.parent / "zz-lbswitch.cfg").unlink(missing_ok=True)
+        socket, pid = self.document["balancer"]["master_socket"], f"{self.directory}/haproxy.pid"
+        argv = [self.binary, "-W", "-S", socket, "-p", pid, *self.options, *self.arguments()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*argv, *self.arguments()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.cwd,
+                env={**os.environ, **self.environment},
             )
         wait_until(lambda: self._serves(), f"the owner's HAProxy serves:\n{self.log.read_text()}")
 
