@@ -112,8 +112,8 @@ class BalancerHandle:
         self._balancer = make_balancer(config)
 
     def start(self) -> dict[str, Any]:
-        """Start what is installed. Raises: StateError when nothing is; StartFailed."""
-        if self._balancer.installed() is None:
+        """Start what is installed. Raises: StateError when nothing is; StartFailed, also for one that is not ours."""
+        if self._config.balancer.managed and self._balancer.installed() is None:
             raise StateError("nothing is installed yet: lbswitch agent renders, checks and starts the balancer")
         if not self._balancer.is_running():
             self._balancer.start()
