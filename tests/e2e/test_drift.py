@@ -1,6 +1,7 @@
 """Somebody else's hand in what lbswitch keeps: noticed within seconds, told with a diff, put right when asked to."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -68,6 +69,20 @@ def until_repaired(site: Site, times: int = 1) -> None:
     wait_until(lambda: site.agent.log().count("warning repaired") >= times, "it is repaired", _NOTICED_S)
     print(next(line for line in reversed(site.agent.log().splitlines()) if "warning repaired" in line))
     until_over(site)
+
+
+def diffs_told(site: Site) -> str:
+    """The diffs of all events since the agent's start, as /v1/events tells them."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
+        connection.settimeout(5)
+        connection.connect(str(site.agent.socket))
+        connection.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 0\r\n\r\n")
+        told = b""
+        while b"event: repaired" not in told:
+            told += connection.recv(65536)
+    lines = told.decode().splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    return "".join(each["diff"] for event in events for each in event["data"].get("drift", ()))
 
 
 def live_map(site: Site) -> Path:
@@ -192,7 +207,8 @@ def test_an_edited_file_and_a_reload_by_hand(make_site: MakeSite) -> None:
     site.agent.stop()
     site.agent.write_config(site.config)
     site.agent.start()
-    until_over(site)
+    until_repaired(site)
+    assert "+# a hand was here" in diffs_told(site)
     assert path.read_text() == text
     assert revision_that_runs(site) == revision
     assert site.app() == "green"

@@ -58,7 +58,7 @@ class HAProxy:
         servers = Servers(config, self._runtime)
         self._live = LiveMaps(self._files, self._runtime, servers, self.is_running)
         self._drift = HAProxyDrift(
-            self._files, self._rendered, self._runtime, self._live, servers, self.observe, config.services
+            self._files, self._rendered, self._runtime, self._live, servers, self.observe, self.render, config.services
         )
         self._state_socket = Endpoint(path=str(directory / "state.sock"))
         self._stopped = StopMark(directory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lbswitch.balancers.diffs import of_texts
@@ -50,23 +51,33 @@ class HAProxyDrift:
         live: LiveMaps,
         servers: Servers,
         observe: Callable[[str], Observation],
+        render: Callable[[Intent], Rendered],
         frontends: Collection[str] = (),
     ) -> None:
-        """`observe` asks the listener of a service (raises NotSeen); `frontends` are those that lbswitch wrote."""
+        """`observe` asks the listener of a service (raises NotSeen); `frontends` are those that lbswitch wrote.
+
+        `render` is the adapter's; it is asked when what was installed is not remembered.
+        """
         self._files = files
         self._rendered = rendered
+        self._render = render
         self._runtime = runtime
         self._brief = runtime.with_timeout(_BRIEF_S)
         self._live = live
         self._servers = servers
         self._frontends = frozenset(frontends)
         self._running = RunningRevision("HAProxy", rendered, observe, self._current)
+        self._addresses = {key: _address(key) for key in servers.keys.values()}
         self._clean: tuple[Intent, object] | None = None
+
+    def _damage(self, intent: Intent) -> list[Difference]:
+        """What is wrong with the rendered files on disk."""
+        return self._rendered.differences(partial(self._render, intent))
 
     def differences(self, intent: Intent) -> list[Difference]:
         """Everything, the disk first. Never raises."""
         workers = self._running.workers()
-        files = self._rendered.differences()
+        files = self._damage(intent)
         return [
             *self._disk_differences(intent),
             *files,
@@ -84,7 +95,7 @@ class HAProxyDrift:
             self._live.commit(intent, intent.services)
         self._mend(self._mends(intent))
         workers = self._running.workers()
-        damaged = self._rendered.differences()
+        damaged = self._damage(intent)
         self._rendered.restore(rendered)
         if self._running.differences(intent, workers, damaged):
             reload()
@@ -169,7 +180,7 @@ class HAProxyDrift:
             if key is None:
                 continue
             name = f"set server {row['be_name']}/{row['srv_name']}"
-            moved = _other_address(key, row)
+            moved = _moved(self._addresses[key], row)
             if moved is not None:
                 if worker not in self._live.draining:  # those may know other addresses from an older configuration
                     endpoint = parse_endpoint(key.address)
@@ -257,14 +268,17 @@ def _state(row: Mapping[str, str]) -> str:
     return "maint" if flags & _MAINTENANCE else "drain" if flags & _DRAIN else "ready"
 
 
-def _other_address(key: ServerKey, row: Mapping[str, str]) -> str | None:
-    """Where the worker sends the server's requests, if that is elsewhere; None for host names and sockets."""
+def _address(key: ServerKey) -> tuple[str, str] | None:
+    """Host and port as `show servers state` has them; None for host names and sockets, which may show others."""
     endpoint = parse_endpoint(key.address)
     is_number = endpoint.is_ipv6 or endpoint.host.replace(".", "").isdigit()
-    address, port = row["srv_addr"], row["srv_port"]
-    if endpoint.is_unix or not is_number or address == "-" or (address, port) == (endpoint.host, str(endpoint.port)):
-        return None
-    return f"{address}:{port}"
+    return None if endpoint.is_unix or not is_number else (endpoint.host, str(endpoint.port))
+
+
+def _moved(intended: tuple[str, str] | None, row: Mapping[str, str]) -> str | None:
+    """Where the worker sends the server's requests, if that is elsewhere."""
+    found = (row["srv_addr"], row["srv_port"])
+    return None if intended is None or found == intended or found[0] == "-" else ":".join(found)
 
 
 def _server_rows(text: str) -> Iterator[Mapping[str, str]]:

@@ -62,7 +62,14 @@ class HAProxyGuest:
         servers = Servers(config, self._runtime, guest_pool_name, _is_ours)
         self._live = LiveMaps(self._files, self._runtime, servers, self.is_running)
         self._drift = HAProxyDrift(
-            self._files, self._rendered, self._runtime, self._live, servers, self.observe, self._frontends()
+            self._files,
+            self._rendered,
+            self._runtime,
+            self._live,
+            servers,
+            self.observe,
+            self.render,
+            self._frontends(),
         )
         self._owner = Owner(self._control, balancer, self._rendered.current / FILE)
         self._whole = Whole(self._control, balancer, self._owner, self._files)

@@ -48,7 +48,7 @@ class Nginx:
         self._rendered = RenderedDirectory(self._prefix)
         self._pointer = Pointer(self._state_dir)
         self._process = NginxProcess(self._prefix)
-        self._drift = NginxDrift(self._pointer, self._rendered, self.observe, lambda: children(self._process.pid()))
+        self._drift = NginxDrift(self._pointer, self._rendered, self.observe, self._workers, self.render)
         self._cache: tuple[Hashable, Rendered] | None = None
 
     # -- the program -------------------------------------------------------------------------------------------
@@ -66,6 +66,9 @@ class Nginx:
         """What works but should be mended, as sentences."""
         warning = self._user().warning
         return [] if warning is None else [warning]
+
+    def _workers(self) -> frozenset[int]:
+        return children(self._process.pid())
 
     def _program(self) -> Program:
         program = self._binary.program()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from lbswitch.balancers.diffs import of_texts
@@ -28,17 +29,26 @@ class NginxDrift:
         rendered: RenderedDirectory,
         observe: Callable[[str], Observation],
         workers: Callable[[], Collection[int]],
+        render: Callable[[Intent], Rendered],
     ) -> None:
-        """`observe` asks the listener of a service (raises NotSeen); `workers` gives the pids, none when it is down."""
+        """`observe` asks the listener of a service (raises NotSeen); `workers` gives the pids, none when it is down.
+
+        `render` is the adapter's; it is asked when what was installed is not remembered.
+        """
         self._pointer = pointer
         self._rendered = rendered
+        self._render = render
         self._running = RunningRevision("nginx", rendered, observe, workers)
         self._clean: tuple[Intent, object] | None = None
+
+    def _damage(self, intent: Intent) -> list[Difference]:
+        """What is wrong with the rendered files on disk."""
+        return self._rendered.differences(partial(self._render, intent))
 
     def differences(self, intent: Intent) -> list[Difference]:
         """Everything, the disk first. Never raises."""
         workers = self._running.workers()
-        files = self._rendered.differences()
+        files = self._damage(intent)
         return [*self._pointer_differences(intent), *files, *self._running.differences(intent, workers, files)]
 
     def repair(self, intent: Intent, rendered: Rendered | None, reload: Callable[[], None]) -> None:
@@ -49,7 +59,7 @@ class NginxDrift:
         if self._pointer_differences(intent):
             self._pointer.restore(intent)
         workers = self._running.workers()
-        damaged = self._rendered.differences()
+        damaged = self._damage(intent)
         self._rendered.restore(rendered)
         if self._running.differences(intent, workers, damaged):
             reload()

@@ -54,7 +54,7 @@ class NginxGuest:
         self._control = control.make(balancer)
         self._master = Master(self._control)
         self._program = GuestProgram(balancer.binary, self._control, self._master)
-        self._drift = NginxDrift(self._pointer, self._rendered, self.observe, self._master.workers)
+        self._drift = NginxDrift(self._pointer, self._rendered, self.observe, self._master.workers, self.render)
         self._cache: tuple[Hashable, Rendered] | None = None
         self._paths: tuple[Hashable, Path, Path] | None = None
         self._last_look: tuple[float, Owner] | None = None

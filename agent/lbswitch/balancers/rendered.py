@@ -17,11 +17,11 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lbswitch.balancers.diffs import of_texts
-from lbswitch.errors import StateError
+from lbswitch.errors import LbswitchError, StateError
 from lbswitch.files import read_link, replace_symlink, sync_directory, write_file
 from lbswitch.ports import REVISION_MARK, Difference, Rendered, RenderedFile
 
@@ -155,15 +155,18 @@ class RenderedDirectory:
 
     # -- drift -------------------------------------------------------------------------------------------------
 
-    def differences(self) -> list[Difference]:
-        """What of `intended` is not on disk as it was written; cheap while nothing has moved. Never raises."""
+    def differences(self, render: Callable[[], Rendered] | None = None) -> list[Difference]:
+        """What of `intended` is not on disk as it was written; cheap while nothing has moved. Never raises.
+
+        `render` may know the content (and may raise BalancerError), if nothing here does.
+        """
         revision = self.intended
         if revision is None:
             return []
         seal = (revision, self._seal(revision))
         if seal == self._clean:
             return []
-        found = [*self._link_differences(revision), *self._file_differences(revision)]
+        found = [*self._link_differences(revision), *self._file_differences(revision, render)]
         if not found:
             self._clean = seal
         return found
@@ -221,20 +224,28 @@ class RenderedDirectory:
             ),
         )
 
-    def _file_differences(self, revision: str) -> Iterator[Difference]:
+    def _learn(self, revision: str, on_disk: Rendered, render: Callable[[], Rendered] | None) -> Rendered | None:
+        """The content of a revision: as remembered, as on disk if that is intact, or as rendered again."""
+        if revision not in self._known:
+            if is_intact(on_disk):
+                self._remember(on_disk)
+            elif render is not None:
+                with contextlib.suppress(LbswitchError):
+                    rendered = render()
+                    if rendered.revision == revision:
+                        self._remember(rendered)
+        return self._known.get(revision)
+
+    def _file_differences(self, revision: str, render: Callable[[], Rendered] | None) -> Iterator[Difference]:
         directory = self._rendered / revision
         try:
             found = {file.name: file for file in self._read(revision).files}
         except StateError:
             yield Difference("disk", str(directory), f"the rendered files {directory} are gone or can't be read")
             return
-        known = self._known.get(revision)
+        known = self._learn(revision, Rendered(tuple(found.values()), revision), render)
         if known is None:
-            on_disk = Rendered(tuple(found.values()), revision)
-            if is_intact(on_disk):
-                self._remember(on_disk)
-            else:
-                yield Difference("disk", str(directory), f"rendered files in {directory} are not what was rendered")
+            yield Difference("disk", str(directory), f"rendered files in {directory} are not what was rendered")
             return
         wanted = {file.name: file for file in known.files}
         for name in sorted(wanted.keys() | found.keys()):
