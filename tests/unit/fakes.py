@@ -44,6 +44,7 @@ class FakeBalancer:
         self.no_weights: str | None = None
         self.commits: list[Intent] = []
         self.reloads = 0
+        self.clients: dict[str, int | None] = {}
         self.intended: str | None = None
         self.drifted: list[Difference] = []
         self.repairs: list[tuple[Intent, Rendered | None]] = []
@@ -127,10 +128,10 @@ class FakeBalancer:
         return None
 
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
-        return {}
+        return {"shop_blue": 0 if b"no servers" in rendered.files[0].content else 1}
 
     def connections(self, service: str) -> int | None:
-        return 0
+        return self.clients.get(service, 0)
 
     def watched(self) -> frozenset[Path]:
         return frozenset()
