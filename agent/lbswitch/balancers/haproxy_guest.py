@@ -24,11 +24,11 @@ from lbswitch.balancers.haproxy_lines import lines
 from lbswitch.balancers.haproxy_live import LiveMaps
 from lbswitch.balancers.haproxy_maps import MapFiles
 from lbswitch.balancers.haproxy_master import MasterSocket
-from lbswitch.balancers.haproxy_neighbors import Neighbors
 from lbswitch.balancers.haproxy_owner import Owner
 from lbswitch.balancers.haproxy_runtime import Runtime, Unanswered
 from lbswitch.balancers.haproxy_servers import Servers
 from lbswitch.balancers.haproxy_whole import Whole, readable_version
+from lbswitch.balancers.neighbors import Neighbors
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.core.config import Config, Mode
 from lbswitch.core.config import Control as Kind

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lbswitch.balancers.haproxy_neighbors import gateways
 from lbswitch.balancers.haproxy_owner import CommandLine
 from lbswitch.balancers.haproxy_whole import readable_version
+from lbswitch.balancers.neighbors import gateways
 from lbswitch.errors import BalancerMissing, BalancerTooOld, CheckFailed, RenderFailed
 from tests.balancers.haproxy.guest import Guest
 from tests.balancers.haproxy.managed import open_files

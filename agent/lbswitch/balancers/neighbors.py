@@ -1,4 +1,4 @@
-"""Where questions from this host come from, as a HAProxy in a container sees them."""
+"""Where questions from this host come from, as a balancer in a container sees them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Neighbors:
         try:
             result = self._control.run(["cat", str(_ROUTES)], timeout_s=_TIMEOUT_S)
         except (OSError, procs.TimedOut, BalancerMissing) as error:
-            raise CheckFailed(f"the network of HAProxy's container can't be known: {error}") from error
+            raise CheckFailed(f"the network of the container can't be known: {error}") from error
         if not result.ok:
-            raise CheckFailed(f"the network of HAProxy's container can't be known: {result.output.strip()}")
+            raise CheckFailed(f"the network of the container can't be known: {result.output.strip()}")
         inside = set(gateways(result.output))
         try:
             return inside - set(gateways(_ROUTES.read_text()))
