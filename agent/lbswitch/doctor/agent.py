@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import lbswitch
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, note, warning
-from lbswitch.doctor.words import first_line
+from lbswitch.doctor.words import in_short
 from lbswitch.errors import AgentUnreachable, LbswitchError, NotAllowed
 
 _JUMP_S = 10.0  # an agent that starts on a busy machine reads its clock late
@@ -20,7 +20,7 @@ def unreachable(case: Case) -> Iterator[Finding]:
     except NotAllowed as failed:
         yield warning(f"the agent can't be asked by this user: {failed}", "join the socket's group, or use sudo")
     except AgentUnreachable as failed:
-        what = first_line(failed).partition(";")[0]
+        what = in_short(failed).partition(";")[0]
         yield error(
             f"no agent: {what}. Traffic goes on, but nothing is checked, switched or failed over",
             "systemctl start lbswitch; journalctl -u lbswitch says why it ended",

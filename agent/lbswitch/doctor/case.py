@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbswitch import configfile
-from lbswitch.balancers import control, nginx_config
+from lbswitch.balancers import control, haproxy_guest_rendering, nginx_config
+from lbswitch.balancers.haproxy_owner import Owner
+from lbswitch.balancers.nginx_guest_files import GuestFiles
 from lbswitch.client import Client, Document
 from lbswitch.core.config import BalancerKind, Config, ServiceConfig
 from lbswitch.core.model import Color, Intent, Route, ServerKey, ServiceIntent
@@ -217,11 +219,31 @@ class Case(Facts):
 
     @fact
     def haproxy(self) -> HAProxyConfig:
-        """Everything that the owner's HAProxy reads."""
+        """Everything that the owner's HAProxy reads, as it was started, or as balancer.config says."""
         try:
-            return haproxy_text.load(self.config.balancer.config or (), self.control)
+            command = self.haproxy_owner.command_line()
+            base = Path(self.haproxy_owner.base(command))
+            names = [str(base / name) for name in self.haproxy_owner.files(command)]
+            return haproxy_text.load(names, self.control)
         except (OSError, LbswitchError) as error:
             raise NotChecked(_unreadable(error)) from error
+
+    @fact
+    def haproxy_owner(self) -> Owner:
+        """The owner's HAProxy as the adapter looks at it."""
+        return Owner(self.control, self.config.balancer, self.ours(haproxy_guest_rendering.FILE))
+
+    @fact
+    def nginx_files(self) -> GuestFiles:
+        """Which of nginx's files are ours."""
+        try:
+            return GuestFiles(self.control, Path(self.config.balancer.output_dir or "/"))
+        except LbswitchError as error:
+            raise NotChecked(str(error)) from error
+
+    def ours(self, name: str) -> Path:
+        """A file of the installed revision, as this host has it."""
+        return Path(self.config.balancer.output_dir or "/") / "current" / name
 
 
 def _intended(status: Document, known: Mapping[str, ServiceIntent]) -> dict[str, ServiceIntent]:

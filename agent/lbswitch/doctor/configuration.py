@@ -10,7 +10,7 @@ from lbswitch import overrides
 from lbswitch.core.config import Config
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, warning
-from lbswitch.doctor.words import first_line, user
+from lbswitch.doctor.words import in_short, user
 from lbswitch.errors import BalancerError, ConfigError, LbswitchError, StateError
 
 
@@ -28,12 +28,12 @@ def not_in_use(case: Case) -> Iterator[Finding]:
     about = case.status["agent"]["config"]
     if about["error"]:
         yield error(
-            f"the agent does not use the configuration on disk: {first_line(about['error'])}",
+            f"the agent does not use the configuration on disk: {in_short(about['error'])}",
             f"mend {about['path']}; the agent applies it by itself",
         )
     if about["files_error"]:
         yield error(
-            f"the agent could not apply what it renders: {first_line(about['files_error'])}",
+            f"the agent could not apply what it renders: {in_short(about['files_error'])}",
             "lbswitch check says what is wrong; a mended template is applied by itself",
         )
 
@@ -99,7 +99,7 @@ def program(case: Case) -> Iterator[Finding]:
     try:
         case.balancer.version()
     except BalancerError as failed:
-        yield error(first_line(failed), f"install a newer {case.config.balancer.kind}, or set balancer.binary")
+        yield error(in_short(failed), f"install a newer {case.config.balancer.kind}, or set balancer.binary")
 
 
 def refused(case: Case) -> Iterator[Finding]:
@@ -110,7 +110,7 @@ def refused(case: Case) -> Iterator[Finding]:
     except StateError as failed:
         raise NotChecked(str(failed)) from failed
     except BalancerError as failed:
-        yield error(f"the next change would fail: {first_line(failed)}", "mend it; lbswitch check says all of it")
+        yield error(f"the next change would fail: {in_short(failed)}", "mend it; lbswitch check says all of it")
 
 
 def warnings(case: Case) -> Iterator[Finding]:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lbswitch.balancers.control_masters import option
+from lbswitch.balancers.haproxy_guest_rendering import FILE
 from lbswitch.balancers.haproxy_lines import owner_lines
+from lbswitch.balancers.haproxy_master import socket_option
 from lbswitch.balancers.haproxy_runtime import Runtime, Unanswered
-from lbswitch.core.config import Mode
+from lbswitch.core.config import Control, Mode
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, warning
 from lbswitch.doctor.haproxy_text import Line, Section
-
-_OURS = "lbswitch.cfg"
 
 
 def no_master_socket(case: Case) -> Iterator[Finding]:
@@ -28,7 +28,7 @@ def no_master_socket(case: Case) -> Iterator[Finding]:
     if not given:
         yield error(
             "HAProxy was started without -S, so there is no master socket and a switch reaches no worker",
-            f"start it with -S {path}; Debian: EXTRAOPTS in /etc/default/haproxy, or `systemctl edit haproxy`",
+            f"start it with -S {socket_option(path)} (Debian: EXTRAOPTS in /etc/default/haproxy)",
         )
         return
     try:
@@ -57,41 +57,31 @@ def no_master(case: Case) -> Iterator[Finding]:
 
 def not_loaded(case: Case) -> Iterator[Finding]:
     """Our backends are in no file that HAProxy reads."""
-    path = str(case.control.seen(Path(case.config.balancer.output_dir or "/") / "current" / _OURS))
-    wanted = os.path.realpath(path)
-    if any(os.path.realpath(name) == wanted for name in (*case.haproxy.files, *_running_files(case))):
+    if case.haproxy_owner.loads_ours():
         return
-    astray = [name for name in case.haproxy.files if posixpath.basename(name) == _OURS or "lbswitch" in name]
-    where = f"; {astray[0]} is loaded instead" if astray else ""
+    path = case.control.seen(case.ours(FILE))
+    astray = [name for name in case.haproxy.files if posixpath.basename(name) == FILE]
+    where = f"; it loads {astray[0]} instead" if astray else ""
     yield error(
         f"HAProxy does not load {path}, so lbswitch's backends are not there{where}",
-        f"start it with a second -f {path} and add it to balancer.config, or link it into the directory given to -f",
+        f"start it with a second -f {path} (Debian: EXTRAOPTS in /etc/default/haproxy), or link it into the directory "
+        "given to -f",
     )
 
 
-def _running_files(case: Case) -> Iterator[str]:
-    """What the running master was given with -f; directories with what is in them."""
-    try:
-        words = case.control.arguments()
-    except OSError:
-        return
-    for path in option(words, "f"):
-        try:
-            yield from (f"{path}/{name}" for name in case.control.names(Path(path)))
-        except OSError:
-            yield path
-
-
-def not_loaded_now(case: Case) -> Iterator[Finding]:
-    """The running master has other files than the configuration names: a check would judge something else."""
+def other_files(case: Case) -> Iterator[Finding]:
+    """HAProxy runs with other files than balancer.config names: without it running, another whole would be checked."""
     case.master  # noqa: B018 - raises NotChecked
-    given = option(case.control.arguments(), "f")
+    owner = case.haproxy_owner
+    command = owner.command_line()
+    base = owner.base(command)
     named = [os.path.realpath(path) for path in case.config.balancer.config or ()]
-    missing = [path for path in given if path.startswith("/") and os.path.realpath(path) not in named]
-    if missing:
+    given = [path for path in command.files if not owner.is_ours(base, path)]
+    astray = [path for path in given if os.path.realpath(Path(base, path)) not in named]
+    if astray and case.config.balancer.controlled_by is not Control.DOCKER:
         yield warning(
-            f"HAProxy runs with -f {missing[0]}, which balancer.config does not name: checks judge another "
-            "configuration than the one that runs",
+            f"HAProxy runs with -f {astray[0]}, which balancer.config does not name: while HAProxy is down, another "
+            "configuration would be checked than the one it starts with",
             f"balancer.config: [{', '.join(given)}]",
         )
 

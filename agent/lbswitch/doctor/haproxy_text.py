@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,9 +21,6 @@ class Files(Protocol):
 
     def read(self, path: Path) -> bytes:
         """A file. Raises: OSError."""
-
-    def names(self, directory: Path) -> list[str]:
-        """Entries of a directory. Raises: OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +94,9 @@ class HAProxyConfig:
         return next(section for section in self.sections if any(line is wanted for line in section.lines))
 
 
-def load(paths: Iterable[str], files: Files) -> HAProxyConfig:
-    """Read what is given to -f: files, and directories with their *.cfg in order. Raises: OSError."""
-    names = tuple(name for path in paths for name in _expand(path, files))
-    return HAProxyConfig(names, tuple(_sections(_all_lines(names, files))))
-
-
-def _expand(path: str, files: Files) -> Iterator[str]:
-    """A directory gives its `*.cfg` that are not hidden, in the order of the C locale (management guide, -f)."""
-    try:
-        entries = files.names(Path(path))
-    except NotADirectoryError:
-        yield path
-        return
-    yield from (str(Path(path) / name) for name in sorted(entries) if name.endswith(".cfg") and name[0] != ".")
+def load(names: Sequence[str], files: Files) -> HAProxyConfig:
+    """Read these files, in this order. Raises: OSError."""
+    return HAProxyConfig(tuple(names), tuple(_sections(_all_lines(names, files))))
 
 
 def _all_lines(names: Iterable[str], files: Files) -> Iterator[Line]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from pathlib import Path
 
 from lbswitch.balancers.nginx_config import Directive, Place
+from lbswitch.balancers.nginx_guest_files import HTTP_FILE, server_file
 from lbswitch.core.names import variable_name
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, error, warning
 from lbswitch.errors import LbswitchError
 
-_HTTP = "http.conf"
 _PASSES = ("proxy_pass", "grpc_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass")
 
 
@@ -50,22 +49,26 @@ def _service_in(case: Case, test: Directive) -> str | None:
     return named[0] if named else None
 
 
-def _seen(case: Case, name: str) -> str:
-    """A file of the installed revision, as nginx sees it."""
-    return str(case.control.seen(Path(case.config.balancer.output_dir or "/") / "current" / name))
+def _places(case: Case, name: str) -> list[Place]:
+    """The includes that reach one of our files, by whatever path or pattern."""
+    return [
+        place
+        for place in case.nginx.find("include")
+        if any(case.nginx_files.name_of(file) == name for file in place.directive.files)
+    ]
 
 
 def not_included(case: Case) -> Iterator[Finding]:
     """No include reaches a file of lbswitch's, or it names another place."""
     for name, service, block in _wanted(case):
-        path = _seen(case, name)
-        if case.nginx.includes(path):
+        if _places(case, name):
             continue
+        path = f"{case.nginx_files.output}/current/{name}"
         line = f"include {path};   in {block} of {case.nginx.main} or a file of it"
         astray = [place.directive for place in case.nginx.find("include") if _means(place.directive, name)]
         if astray:
             yield error(
-                f"{astray[0].where}: `{astray[0]};` is not where lbswitch writes: that is {path}"
+                f"{astray[0].where}: `{astray[0]};` is not where lbswitch writes, which is {path}"
                 + _because(astray[0], case),
                 line,
                 service,
@@ -77,19 +80,19 @@ def not_included(case: Case) -> Iterator[Finding]:
 
 
 def _wanted(case: Case) -> Iterator[tuple[str, str | None, str]]:
-    yield _HTTP, None, "the http block"
+    yield HTTP_FILE, None, "the http block"
     for name in case.services:
-        yield f"{name}.server.conf", name, f"the server block of {name}"
+        yield server_file(name), name, f"the server block of {name}"
 
 
 def _means(include: Directive, name: str) -> bool:
     """Whether somebody probably meant that file of ours: its name, below a directory that says so."""
     path = include.args[0] if include.args else ""
-    return posixpath.basename(path) == name and (name != _HTTP or "lbswitch" in path or "/current/" in path)
+    return posixpath.basename(path) == name and (name != HTTP_FILE or "lbswitch" in path or "/current/" in path)
 
 
 def _because(include: Directive, case: Case) -> str:
-    if "/rendered/" in include.args[0] and str(case.config.balancer.output_dir) in include.args[0]:
+    if include.args[0].startswith(f"{case.nginx_files.output}/rendered/"):
         return "; a revision of its own stays as it is when lbswitch writes the next one"
     return ""
 
@@ -97,8 +100,8 @@ def _because(include: Directive, case: Case) -> str:
 def misplaced(case: Case) -> Iterator[Finding]:
     """Included in the wrong block."""
     for name, service, block in _wanted(case):
-        allowed = ("http",) if name == _HTTP else ("http", "server")
-        for place in case.nginx.includes(_seen(case, name)):
+        allowed = ("http",) if name == HTTP_FILE else ("http", "server")
+        for place in _places(case, name):
             if place.path != allowed:
                 yield error(
                     f"{place.directive.where}: `{place.directive};` is in {_said(place.path)}, but belongs in {block}",
@@ -116,9 +119,9 @@ def not_passed(case: Case) -> Iterator[Finding]:
     for name in case.services:
         servers = _servers_with(case, name)
         variable = f"$lbswitch_{variable_name(name)}"
-        if servers and not any(_uses(place.directive, variable) for place in servers):
+        if servers and not any(_uses(case, place.directive, variable) for place in servers):
             server = servers[0].directive
-            passes = [each for each in _inside(server) if each.name in _PASSES]
+            passes = [each for each in _theirs(case, server) if each.name in _PASSES]
             now = f"; there is `{passes[0]};` ({passes[0].where})" if passes else ""
             yield error(
                 f"{server.where}: the server includes lbswitch's choice for {name}, but no proxy_pass uses {variable}: "
@@ -130,7 +133,7 @@ def not_passed(case: Case) -> Iterator[Finding]:
 
 def _servers_with(case: Case, service: str) -> list[Place]:
     """The servers that include the choice of a service."""
-    found = case.nginx.includes(_seen(case, f"{service}.server.conf"))
+    found = _places(case, server_file(service))
     servers = [Place(around, ()) for place in found for around in place.around if around.name == "server"]
     return list({id(place.directive): place for place in servers}.values())
 
@@ -141,9 +144,14 @@ def _inside(directive: Directive) -> Iterator[Directive]:
         yield from _inside(each)
 
 
-def _uses(server: Directive, variable: str) -> bool:
+def _theirs(case: Case, directive: Directive) -> Iterator[Directive]:
+    """What is inside, without what our own files say."""
+    return (each for each in _inside(directive) if case.nginx_files.name_of(each.file) is None)
+
+
+def _uses(case: Case, server: Directive, variable: str) -> bool:
     """Whether something is passed there by this variable, or by one that is set from it."""
-    for each in _inside(server):
+    for each in _theirs(case, server):
         words = " ".join(each.args).replace("${", "$").replace("}", "")
         if each.name in _PASSES and _holds(words, variable):
             return True
@@ -171,6 +179,37 @@ def bare_slash(case: Case) -> Iterator[Finding]:
                         f"{each.name} {target[:-1]};",
                         name,
                     )
+
+
+def symlinks(case: Case) -> Iterator[Finding]:
+    """`disable_symlinks` keeps nginx from following the pointer, which is one."""
+    for name in case.services:
+        for place in _places(case, server_file(name)):
+            found = case.nginx.effective("disable_symlinks", place.around)
+            if found is not None and found.args[:1] != ("off",):
+                yield error(
+                    f"{found.where}: `{found};` is active where {name} is included ({place.directive.where}): nginx "
+                    "can't follow the pointer, so every request goes to blue",
+                    "disable_symlinks off;   in that server block, and the rule in the locations that need it",
+                    name,
+                )
+
+
+def underscores(case: Case) -> Iterator[Finding]:
+    """Nginx drops headers with _, by which a service is to be sticky."""
+    for name, service in case.services.items():
+        sticky = service.weights.sticky if service.weights is not None else ""
+        if not sticky.startswith("header:") or "_" not in sticky:
+            continue
+        for place in _places(case, server_file(name)):
+            found = case.nginx.effective("underscores_in_headers", place.around)
+            if found is None or found.args[:1] != ("on",):
+                yield warning(
+                    f"services.{name}.weights.sticky is {sticky}, and nginx drops headers with _ at "
+                    f"{place.directive.where}: every request draws anew",
+                    "underscores_in_headers on;   in the first server block of that address",
+                    name,
+                )
 
 
 def few_files(case: Case) -> Iterator[Finding]:

@@ -129,13 +129,17 @@ def odd_health(case: Case) -> Iterator[Finding]:
                 name,
             )
         if moved and _passes(service.health, 302):
-            target = next(answer.headers.get("location", "?") for answer in answers.values() if answer is not None)
+            target = _location(answers[moved[0]])
             yield warning(
                 f"{name}: {path} on {listed(moved)} redirects (to {target}), which passes: a login page or a proxy in "
                 "front may answer so while the application is down",
                 f"services.{name}.health.expect: 200-299, or the path that it redirects to",
                 name,
             )
+
+
+def _location(answer: Answer | None) -> str:
+    return answer.headers.get("location", "nowhere") if answer is not None else "nowhere"
 
 
 def alike(case: Case) -> Iterator[Finding]:

@@ -8,10 +8,8 @@ from lbswitch.balancers import nginx_binds
 from lbswitch.core.values import parse_endpoint
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, warning
-from lbswitch.doctor.words import first_line
+from lbswitch.doctor.words import in_short
 from lbswitch.errors import BalancerError, LbswitchError, NotSeen, StateError
-
-_LONG = 400
 
 
 def down(case: Case) -> Iterator[Finding]:
@@ -35,7 +33,7 @@ def listener(case: Case) -> Iterator[Finding]:
             case.balancer.observe(name)
         except NotSeen as failed:
             yield error(
-                f"{first_line(failed)}. No switch of {name} can be verified, so each would be reverted",
+                f"{in_short(failed)}. No switch of {name} can be verified, so each would be reverted",
                 _listener_mend(case, name, service.bind),
                 name,
             )
@@ -99,6 +97,6 @@ def no_restart(case: Case) -> Iterator[Finding]:
     except BalancerError as failed:
         yield error(
             f"a restart of {case.config.balancer.kind} would fail with what is on disk (revision {revision}): "
-            f"{first_line(failed)[:_LONG]}",
+            f"{in_short(failed)}",
             "mend the file that is named" if case.is_guest else "lbswitch apply writes the files again",
         )

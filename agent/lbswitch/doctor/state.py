@@ -118,9 +118,10 @@ def unreadable_pointer(case: Case) -> Iterator[Finding]:
 
 
 def _way(path: Path, top: Path) -> list[Path]:
-    """Every directory that is entered on the way, along symlinks too."""
+    """Every directory that is entered on the way, along symlinks too; each once."""
     above = [*reversed(path.parents), path, *reversed(real(path).parents), real(path)]
-    return [directory for directory in dict.fromkeys(above) if directory.is_relative_to(top) and directory.is_dir()]
+    within = [directory for directory in above if directory.is_relative_to(top) and directory.is_dir()]
+    return list({real(directory): real(directory) for directory in within}.values())
 
 
 def worker(case: Case) -> Reader:

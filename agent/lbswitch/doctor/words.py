@@ -33,9 +33,10 @@ def listed(things: Iterable[object], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def first_line(text: object) -> str:
-    """Of something that may be long."""
-    return str(text).strip().partition("\n")[0]
+def in_short(text: object, most: int = 400) -> str:
+    """Several lines as one, which is not too long."""
+    line = "; ".join(line.strip() for line in str(text).splitlines() if line.strip()).replace(":; ", ": ")
+    return line if len(line) <= most else f"{line[:most]}..."
 
 
 def real(path: Path) -> Path:
