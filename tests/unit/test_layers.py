@@ -14,7 +14,7 @@ _BELOW_ADAPTERS = _GROUND | _TOOLS | {"ports"}
 _ADAPTERS = {"balancers", "nginx", "haproxy", "health", "store", "traffic", "notify"}
 _TRANSACTION = {
     *("serving", "objects", "snapshots", "records", "stopwatch", "gates", "recovery", "switch"),
-    *("replacement", "differing", "restore"),
+    *("replacement", "differing", "restore_plan", "restore_gates", "restore"),
 }
 _AGENT = {"agent", "automatic", "upkeep", "edits", "drift", "keeping"}
 _BELOW_WIRING = _BELOW_ADAPTERS | _ADAPTERS | {"api", "configfile"} | _TRANSACTION | _AGENT
@@ -39,7 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     "recovery": _BELOW_ADAPTERS | {"serving", "gates", "records"},
     "replacement": _GROUND | _TOOLS,
     "differing": {"ports"},
-    "switch": _BELOW_ADAPTERS | _TRANSACTION - {"switch", "replacement", "differing", "restore"},
+    "switch": _BELOW_ADAPTERS | {"serving", "snapshots", "records", "stopwatch", "gates", "recovery"},
+    "restore_plan": _BELOW_ADAPTERS | {"serving", "snapshots", "switch", "replacement"},
+    "restore_gates": _BELOW_ADAPTERS | {"serving", "snapshots", "gates", "differing", "restore_plan"},
     "restore": _BELOW_ADAPTERS | _TRANSACTION - {"restore"},
     **dict.fromkeys(_AGENT, _BELOW_ADAPTERS | _TRANSACTION | {"watching"} | _AGENT),
     "showing": _BELOW_ADAPTERS | {"snapshots"},  # documents that API and command line share
@@ -48,7 +50,9 @@ ALLOWED: dict[str, set[str]] = {
     "local": _BELOW_ADAPTERS | {"configfile", "snapshots", "showing", "wiring"},  # commands that work without an agent
     "overrides": _BELOW_ADAPTERS | {"balancers", "configfile"},
     "doctor": _BELOW_ADAPTERS | _ADAPTERS | {"configfile", "client", "overrides", "wiring"},
-    "cli": _BELOW_ADAPTERS | {"configfile", "client", "doctor", "local", "overrides", "wiring"},
+    # reads the owner's configuration with the adapters' parsers, and finds processes as their controls do
+    "setup": _BELOW_ADAPTERS | {"balancers", "nginx", "haproxy", "wiring"},
+    "cli": _BELOW_ADAPTERS | {"configfile", "client", "doctor", "local", "overrides", "setup", "wiring"},
 }
 """What each part may import besides itself. A new part gets its line here, by decision."""
 

@@ -33,6 +33,8 @@ _COMMANDS = {
     "doctor": "doctor",
     "balancer": "local",
     "agent": "agent",
+    "init": "setup",
+    "uninstall": "setup",
     "templates": "templates",
     "config": "config",
     "completion": "completion",
