@@ -13,6 +13,7 @@ from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 
 from lbswitch.balancers import clients, control, listener, nginx_guest_master, nginx_user, nginx_view, pools
+from lbswitch.balancers.neighbors import Neighbors
 from lbswitch.balancers.nginx_binary import Program
 from lbswitch.balancers.nginx_drift import NginxDrift
 from lbswitch.balancers.nginx_guest_check import Checker
@@ -54,6 +55,7 @@ class NginxGuest:
         self._control = control.make(balancer)
         self._master = Master(self._control)
         self._program = GuestProgram(balancer.binary, self._control, self._master)
+        self._neighbors = Neighbors(self._control)
         self._drift = NginxDrift(self._pointer, self._rendered, self.observe, self._master.workers, self.render)
         self._cache: tuple[Hashable, Rendered] | None = None
         self._paths: tuple[Hashable, Path, Path] | None = None
@@ -107,10 +109,11 @@ class NginxGuest:
     def render(self, intent: Intent) -> Rendered:
         """The files for this intent; moving only pointers gives the same. Raises: RenderFailed, CheckFailed."""
         program, (state_dir, output) = self._program.program(), self._seen_paths()
+        neighbors = self._neighbors.addresses()
         what_matters = nginx_view.what_matters(self._config, intent)
-        key = (self._templates.fingerprint(), program, state_dir, output, what_matters)
+        key = (self._templates.fingerprint(), program, state_dir, output, tuple(neighbors), what_matters)
         if self._cache is None or self._cache[0] != key:
-            seen = nginx_view.guest_variables(self._config, intent, program, state_dir / "live", output)
+            seen = nginx_view.guest_variables(self._config, intent, program, state_dir / "live", output, neighbors)
             files = [RenderedFile(HTTP_FILE, self._templates.render("guest_http.conf.j2", seen))]
             for service in seen["services"]:
                 content = self._templates.render("guest_server.conf.j2", {**seen, "service": service})

@@ -27,8 +27,8 @@ _CHECK_S = 60.0  # a thousand services with host names to resolve
 _STAGING = ".check-"
 _FORGOTTEN_S = 600.0
 _LONGEST_SOCKET = 107  # unix(7)
-# What nginx opens once all files are read has no line; what this user may open says nothing about the configuration.
-_RIGHTS = re.compile(r"\[emerg\] .*\((?:1: Operation not permitted|13: Permission denied)\)$")
+# What nginx opens once all files are read has no line; what may be opened here says nothing about the configuration.
+_RIGHTS = re.compile(r"\[emerg\] .*\((?:1: Operation not permitted|13: Permission denied|30: Read-only file system)\)$")
 
 
 class Checker:

@@ -81,12 +81,17 @@ def variables(config: Config, intent: Intent, program: Program, user: str, stamp
     }
 
 
-def guest_variables(config: Config, intent: Intent, program: Program, live: Path, output: Path) -> dict[str, Any]:
-    """Everything that the templates of a guest may use; `live` and `output` are paths as nginx sees them."""
+def guest_variables(
+    config: Config, intent: Intent, program: Program, live: Path, output: Path, neighbors: list[str]
+) -> dict[str, Any]:
+    """Everything that the templates of a guest may use; `live` and `output` are paths as nginx sees them.
+
+    `neighbors` are addresses beside nginx's own from which this host asks for the state.
+    """
     services, keys = _services(config, intent, guest_pool_name, live, {})
     return {
         "nginx": _shared(program, services)
-        | {"zone": "lbswitch_pools", "lacks": _lacking(program), "output": str(output)},
+        | {"zone": "lbswitch_pools", "lacks": _lacking(program), "output": str(output), "neighbors": neighbors},
         "keys": keys,
         "services": services,
         "revision": REVISION_MARK,
@@ -136,6 +141,7 @@ def _nginx(config: Config, program: Program, user: str, services: list[dict[str,
         "files": connections * 2,
         "variables": max(4096, 8 * len(services)),
         "zone": "lbswitch",
+        "neighbors": [],
         "temp_paths": temp_paths(program),
     }
 
