@@ -191,3 +191,80 @@ def test_show_of_nothing_is_what_the_agent_says(ask: Run, agent: FakeAgent):
         {"exit_code": 2, "status": 404, "detail": "there is no operation 9"},
     )
     assert ask("show", "9") == (2, "", "lbswitch: there is no operation 9\n")
+
+
+DRIFT = {
+    "where": "running",
+    "what": "shop: worker 17 has changed live.map in memory and says `shop blue`, intended is `shop green`",
+    "service": "shop",
+    "diff": "--- live.map (intended)\n+++ live.map (found)\n-shop green\n+shop\x1b[2J blue\n",
+}
+
+
+def served(live: str, **changes: object) -> dict:
+    return {"live": live, "weight": 100, "generation": 43, "revision": "4cb83b65a3c6", **changes}
+
+
+def detailed(**changes: object) -> dict:
+    """A service whose HAProxy worker was changed by hand."""
+    running = served("blue", error=None, workers=[{"pid": 17, **served("blue")}])
+    return service(intended=served("green"), on_disk=served("green"), running=running, drift=[DRIFT], **changes)
+
+
+def test_drift_is_a_line_below_the_table_with_what_to_do(ask: Run, agent: FakeAgent):
+    document = status(shop=service(drift=[DRIFT]))
+    document["agent"]["drift"] = [{"where": "disk", "what": "/s/live is gone", "service": None, "diff": ""}]
+    assert lines(ask, agent, document)[2:] == [
+        "shop: drift running: worker 17 has changed live.map in memory and says `shop blue`, intended is `shop green`; "
+        "lbswitch apply puts it back, lbswitch status --detail shows it",
+        "nginx: drift on disk: /s/live is gone; lbswitch apply puts it back, lbswitch status --detail shows it",
+    ]
+
+
+def test_detail_shows_three_columns_and_the_diff(ask: Run, agent: FakeAgent):
+    agent.answers["GET", "/v1/services?detail=true"] = (200, status(shop=detailed()))
+    ran = ask("status", "--detail")
+    assert ran.code == 0
+    assert ran.out.splitlines()[4:] == [
+        "SERVICE  FACT        INTENDED              ON DISK       RUNNING",
+        "shop     live        green                 green         blue (differs)",
+        "         generation  43                    43            43",
+        "         revision    4cb83b65a3c6          4cb83b65a3c6  4cb83b65a3c6",
+        "         worker 17   green, generation 43                blue, generation 43 (differs)",
+        "",
+        DRIFT["what"],
+        "    --- live.map (intended)",
+        "    +++ live.map (found)",
+        "    -shop green",
+        "    +shop\\x1b[2J blue",
+    ]
+
+
+def test_detail_of_one_service_asks_for_that_one(ask: Run, agent: FakeAgent):
+    """Looking at a thousand listeners takes seconds."""
+    agent.answers["GET", "/v1/services"] = (200, status(shop=service(), cart=service(live="blue")))
+    agent.answers["GET", "/v1/services/shop?detail=true"] = (200, detailed())
+    document = json.loads(ask("status", "--detail", "--json", "-s", "shop").out)
+    assert list(document["services"]) == ["shop"]
+    assert document["services"]["shop"]["running"]["live"] == "blue"
+
+
+def test_detail_tells_of_a_listener_that_does_not_answer(ask: Run, agent: FakeAgent):
+    nothing = dict.fromkeys(("live", "weight", "generation", "revision"))
+    found = detailed() | {
+        "on_disk": None,
+        "running": {**nothing, "error": "connect refused", "workers": []},
+        "drift": [],
+    }
+    agent.answers["GET", "/v1/services?detail=true"] = (200, status(shop=found))
+    assert [line.split() for line in ask("status", "--detail").out.splitlines()[3:]] == [
+        ["SERVICE", "FACT", "INTENDED", "ON", "DISK", "RUNNING"],
+        ["shop", "live", "green", "-", "(differs)", "-", "(differs)"],
+        ["generation", "43", "-", "(differs)", "-", "(differs)"],
+        ["revision", "4cb83b65a3c6", "-", "(differs)", "-", "(differs)"],
+        ["listener", "connect", "refused"],
+    ]
+
+
+def test_detail_and_watch_exclude_each_other(ask: Run, agent: FakeAgent):
+    assert ask("status", "--watch", "--detail").code == 2
