@@ -33,11 +33,15 @@ def document(kept: Kept) -> dict[str, Any]:
     files = [
         {"name": each.name, "size": each.size, "sha256": each.sha256, "secret": each.secret} for each in kept.files
     ]
-    facts = {name: kept.facts[name] for name in ("balancer", "revision", "generation", "services", "releases")}
+    facts = {name: kept.facts[name] for name in ("balancer", "revision", "generation", "releases")}
+    services = {
+        name: {"live": str(each.route.live), "weight": each.route.weight, "generation": each.generation}
+        for name, each in kept.intent.services.items()
+    }
     ejected = [
         {"service": service, "color": color, "address": address} for service, color, address in kept.facts["ejected"]
     ]
-    return {**_line(kept.snapshot), **facts, "ejected": ejected, "files": files}
+    return {**_line(kept.snapshot), **facts, "services": services, "ejected": ejected, "files": files}
 
 
 def file(archive: Archive, kept: Kept, name: str) -> dict[str, Any]:

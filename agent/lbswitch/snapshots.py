@@ -161,13 +161,7 @@ class Snapshots:
     def _part(self, name: str, intent: ServiceIntent) -> str:
         known = self._parts.get(name)
         if known is None or known[0] is not intent:
-            route = intent.route
-            facts = {
-                "generation": intent.generation,
-                "live": str(route.live),
-                "weight": route.weight,
-                "weighted": intent.weighted,
-            }
+            facts = [str(intent.route.live), intent.route.weight, intent.generation, intent.weighted]
             known = self._parts[name] = (intent, f"{json.dumps(name)}:{_canonical(facts)}")
         return known[1]
 
@@ -219,8 +213,8 @@ class Kept:
     def intent(self) -> Intent:
         """What was served."""
         services = {
-            name: ServiceIntent(Route(Color(each["live"]), each["weight"]), each["generation"], each["weighted"])
-            for name, each in self.facts["services"].items()
+            name: ServiceIntent(Route(Color(live), weight), generation, weighted)
+            for name, (live, weight, generation, weighted) in self.facts["services"].items()
         }
         ejected = frozenset(ServerKey(name, Color(color), address) for name, color, address in self.facts["ejected"])
         return Intent(services, self.facts["generation"], ejected)
