@@ -79,6 +79,7 @@ class DriftWatch:
 
         Looks twice: at first without keeping operations waiting; what is new then, once more between operations.
         """
+        self._serving.balancer.remind()
         found = self._serving.glance()
         if {_key(each) for each in found} != self._noticed.keys():
             found = self._serving.differences()

@@ -147,6 +147,9 @@ class Balancer(Protocol):
         False when this balancer can only do it by rendering and reloading.
         """
 
+    def remind(self) -> None:
+        """Tell processes that a reload by somebody else made what only their predecessors knew. Cheap; never raises."""
+
     def is_running(self) -> bool:
         """Whether the managed balancer's main process is alive."""
 

@@ -44,6 +44,7 @@ class FakeBalancer:
         self.no_weights: str | None = None
         self.commits: list[Intent] = []
         self.reloads = 0
+        self.reminded = 0
         self.clients: dict[str, int | None] = {}
         self.intended: str | None = None
         self.drifted: list[Difference] = []
@@ -123,6 +124,9 @@ class FakeBalancer:
 
     def why_not_weighted(self, service: str) -> str | None:
         return self.no_weights
+
+    def remind(self) -> None:
+        self.reminded += 1
 
     def why_not_started(self) -> str | None:
         return None

@@ -184,6 +184,10 @@ class HAProxy:
         self._live.eject(ejected)
         return True
 
+    def remind(self) -> None:
+        """Tell new workers which servers are left out."""
+        self._live.remind()
+
     # -- the process -----------------------------------------------------------------------------------------
 
     def is_running(self) -> bool:

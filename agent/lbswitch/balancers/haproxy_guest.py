@@ -199,6 +199,10 @@ class HAProxyGuest:
         self._live.eject(ejected)
         return True
 
+    def remind(self) -> None:
+        """Tell new workers which servers are left out."""
+        self._live.remind()
+
     def connections(self, service: str) -> int | None:
         """Open connections at the owner's listener, whatever they are for; a container's are not counted from here."""
         if self._control.kind is Kind.DOCKER:

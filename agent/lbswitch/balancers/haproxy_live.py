@@ -32,6 +32,7 @@ class LiveMaps:
         self._is_running = is_running
         self._behind: set[int] = set()
         self._ejected: frozenset[ServerKey] = frozenset()
+        self._told: set[int] = set()
 
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed.
@@ -154,7 +155,9 @@ class LiveMaps:
         """Leave exactly these servers out in every worker, now and after the next reload. Raises: CommitFailed."""
         self._ejected = ejected
         try:
-            for pid in self.workers():
+            workers = self.workers()
+            self._told = set()
+            for pid in workers:
                 self._eject_from(pid)
         except Unanswered as error:
             raise CommitFailed(f"servers could not be taken out or put back: {error}") from error
@@ -162,6 +165,7 @@ class LiveMaps:
     def _eject_from(self, worker: int) -> None:
         try:
             self._servers.eject(worker, self._ejected)
+            self._told.add(worker)
         except Unanswered as error:
             if not self._is_left_behind(worker, error):
                 raise
@@ -171,6 +175,14 @@ class LiveMaps:
         if self._ejected:
             with contextlib.suppress(CommitFailed):  # it serves; the agent ejects anew when checks change
                 self.eject(self._ejected)
+
+    def remind(self) -> None:
+        """Tell workers that a reload by somebody else made what only their predecessors knew."""
+        if self._ejected:
+            with contextlib.suppress(Unanswered):  # they are asked again at the next look
+                for pid in self.workers():
+                    if pid not in self._told:
+                        self._eject_from(pid)
 
     # -- what should be mended -------------------------------------------------------------------------------
 

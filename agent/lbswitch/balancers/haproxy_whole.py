@@ -78,7 +78,7 @@ class Whole:
         """Empty files instead of the maps that are not there yet, or not for this user."""
         found = {}
         for path in (self._files.live, self._files.weights):
-            if not os.access(path, os.R_OK):
+            if not _readable(path):
                 instead = self._control.seen(_write(staging / path.name, b""))
                 found[os.fsencode(self._files.seen(path))] = os.fsencode(instead)
         return found
@@ -98,10 +98,12 @@ class Whole:
         """That this user, and not HAProxy's, can't read what it needs to."""
         if self._control.kind is Kind.DOCKER or os.geteuid() == 0:
             return ""
-        closed = [real for file, real in files.items() if Path(base, file).exists() and not _readable(base, file)]
+        paths = ((Path(base, file), real) for file, real in files.items())
+        closed = [real for path, real in paths if path.exists() and not _readable(path)]
         what = f": {', '.join(closed)}" if closed else ", such as TLS keys"
         return (
-            f"\n(checked as user {os.geteuid()}, who may not be allowed to read all that HAProxy's master reads{what})"
+            f"\n(checked as user {os.geteuid()}, who may not be allowed to read all that HAProxy's master reads{what}; "
+            "let it read them, by its groups or with AmbientCapabilities=CAP_DAC_READ_SEARCH in the agent's unit)"
         )
 
     @contextlib.contextmanager
@@ -188,5 +190,10 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-def _readable(base: str, file: str) -> bool:
-    return os.access(Path(base, file), os.R_OK)
+def _readable(path: Path) -> bool:
+    """By trying: access(2) leaves capabilities out of account."""
+    try:
+        path.open("rb").close()
+    except OSError:
+        return False
+    return True

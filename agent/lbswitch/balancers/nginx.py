@@ -207,6 +207,9 @@ class Nginx:
 
     # -- the process -------------------------------------------------------------------------------------------
 
+    def remind(self) -> None:
+        """Workers read the disk and keep nothing else."""
+
     def is_running(self) -> bool:
         """Whether our master process is alive."""
         return self._process.pid() is not None

@@ -228,6 +228,9 @@ class NginxGuest:
 
     # -- the process -------------------------------------------------------------------------------------------
 
+    def remind(self) -> None:
+        """Workers read the disk and keep nothing else."""
+
     def is_running(self) -> bool:
         """Whether the owner's master is alive."""
         return self._master.is_running()

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lbswitch.balancers.haproxy_guest_rendering import GuestRendering
+from lbswitch.balancers.haproxy_maps import MapFiles
 from lbswitch.balancers.haproxy_runtime import Runtime
+from lbswitch.core.config import Config
 from lbswitch.core.model import Color, Route
 from lbswitch.errors import CommitFailed, NotSeen, ReloadFailed, StartFailed
 from tests.balancers.haproxy.managed import ask, key
@@ -390,3 +393,33 @@ def test_sigusr2_of_the_owner_changes_nothing_for_us(guest):
     guest.reload_by_owner()
     assert guest.app() == "green"
     guest.move(shop=BLUE)
+
+
+def test_a_reload_of_the_owner_does_not_bring_back_a_server_that_is_left_out(visit, blue, green):
+    """New workers know nothing of it, so they are told at the next look."""
+    pool = {"servers": [blue.address, green.address]}
+    guest = visit({"shop": {"blue": pool, "green": pool}}).serve()
+    guest.haproxy.eject(frozenset([key("shop", "blue", blue.address)]))
+    guest.reload_by_owner()
+    assert {guest.app() for _ in range(6)} == {"blue", "green"}
+    guest.haproxy.remind()
+    assert {guest.app() for _ in range(6)} == {"green"}
+    runtime = Runtime(Path(guest.document["balancer"]["master_socket"]))
+    runtime.tell(guest.processes().current[0], ["set server lbswitch_shop_blue/s1 state ready"])
+    guest.haproxy.remind()
+    assert {guest.app() for _ in range(6)} == {"blue", "green"}, (
+        "what somebody did by hand is drift, and not overridden"
+    )
+
+
+def test_who_may_ask_beside_this_machine(guest):
+    """The gateway of a container's network, which questions of this host come from."""
+    config = Config.model_validate(guest.document)
+    files = MapFiles(guest.output)
+    rendering = GuestRendering(config, files, guest.output / "state.sock", lambda: ["127.0.0.2"])
+    guest.haproxy.install(rendering.render())
+    guest.haproxy.reload()
+    for source, status in (("127.0.0.2", 200), ("127.0.0.3", 404), ("127.0.0.1", 200)):
+        with socket.create_connection(("127.0.0.1", guest.port), timeout=10, source_address=(source, 0)) as client:
+            client.sendall(b"GET /.lbswitch/state/shop HTTP/1.0\r\n\r\n")
+            assert client.makefile("rb").read().startswith(f"HTTP/1.1 {status}".encode()), source
