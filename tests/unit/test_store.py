@@ -22,7 +22,7 @@ from lbswitch.core.model import (
     Timings,
 )
 from lbswitch.errors import StateError
-from lbswitch.ports import StoredAnswer
+from lbswitch.ports import Snapshot, StoredAnswer
 from lbswitch.store.sqlite import SqliteStore
 
 BEFORE = {"shop": ServiceIntent(Route(Color.BLUE), 1)}
@@ -151,3 +151,89 @@ def test_a_killed_writer_leaves_all_or_nothing(path: Path) -> None:
     store = SqliteStore(path)
     assert len(store.unfinished()) == 1
     store.close()
+
+
+V1 = Path(__file__).with_name("store_v1.sql")
+"""A dump of the file that the last lbswitch of format 1 wrote, with an operation that it left open."""
+
+
+def write_v1(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript(V1.read_text())
+    database.close()
+
+
+def test_a_file_of_format_1_is_taken_over(path: Path) -> None:
+    """All that is in it stays, also the operation that was open, and snapshots can be kept from now on."""
+    write_v1(path)
+    store = SqliteStore(path)
+    assert store.services() == {"shop": ServiceIntent(Route(Color.GREEN), 2)}
+    assert [(each.id, each.state, each.snapshot) for each in store.history(10)] == [
+        (3, "open", None),
+        (2, "refused", None),
+        (1, "done", None),
+    ]
+    (left,) = store.unfinished()
+    assert left.after == ServiceIntent(Route(Color.GREEN, 90), 3, weighted=True)
+    assert (store.generation(), store.frozen(), len(store.ejected())) == (3, {"shop": "inventory"}, 1)
+    assert store.answer("key") == StoredAnswer("digest", 200, "{}")
+    assert store.snapshots(10) == []
+    assert store.add_snapshot(SNAPSHOT) == 1
+    store.close()
+    again = SqliteStore(path)
+    assert again.snapshot(1) == replace(SNAPSHOT, id=1)
+    again.close()
+
+
+def test_a_takeover_that_is_killed_is_done_by_the_next(path: Path) -> None:
+    """SIGKILL at any moment leaves format 1 or format 2, never something between."""
+    program = (
+        "import os, signal, sqlite3, sys; sys.path.insert(0, '.');"
+        "from pathlib import Path; from lbswitch.store.sqlite import SqliteStore;"
+        "wanted = int(sys.argv[1]); steps = 0\n"
+        "class Dying(sqlite3.Connection):\n"
+        "    def executescript(self, script):\n"
+        "        global steps\n"
+        "        for part in script.split(';'):\n"
+        "            steps += 1\n"
+        "            if steps == wanted: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "            self.execute(part)\n"
+        "connect = sqlite3.connect\n"
+        "sqlite3.connect = lambda *a, **k: connect(*a, **k, factory=Dying)\n"
+        f"SqliteStore(Path({str(path)!r}))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    for step in range(1, 8):
+        path.unlink(missing_ok=True)
+        write_v1(path)
+        assert subprocess.run([sys.executable, "-c", program, str(step)], cwd=root, check=False).returncode == -9
+        store = SqliteStore(path)
+        assert (len(store.history(10)), store.snapshots(10)) == (3, [])
+        store.close()
+
+
+SNAPSHOT = Snapshot(0, 1000.0, "switch", "d" * 64, "e" * 64, '{"a":1}')
+
+
+def test_a_snapshot_is_there_with_its_intent_or_not_at_all(store: SqliteStore) -> None:
+    """One transaction: what fails leaves neither; equal manifests are kept once."""
+    with pytest.raises(StateError):
+        store.begin([replace(DRAFT, reason=None)], BEFORE, AFTER, SNAPSHOT)
+    assert (store.snapshots(10), store.history(10)) == ([], [])
+    (first,) = store.begin([DRAFT], BEFORE, AFTER, SNAPSHOT)
+    two = store.begin([DRAFT, DRAFT], BEFORE, AFTER, replace(SNAPSHOT, restores=1))
+    assert [each.operations for each in store.snapshots(10)] == [tuple(each.id for each in two), (first.id,)]
+    assert store.snapshot(2) == replace(SNAPSHOT, id=2, restores=1, operations=tuple(each.id for each in two))
+    assert store.operation(first.id).snapshot == 1
+    assert store.snapshot_trees() == {SNAPSHOT.tree}
+
+
+def test_what_a_restore_needs_is_not_forgotten_while_it_is_open(store: SqliteStore) -> None:
+    """The snapshot from before it, and the one that it brings back."""
+    for _ in range(3):
+        store.add_snapshot(SNAPSHOT)
+    (begun,) = store.begin([replace(DRAFT, kind=Kind.RESTORE)], BEFORE, AFTER, replace(SNAPSHOT, restores=2))
+    assert store.forget_snapshots(0, 2000.0) == 2
+    assert [each.id for each in store.snapshots(10)] == [4, 2]
+    store.finish([begun.ended(OperationState.REVERTED, now=1.0)], BEFORE)
+    assert store.forget_snapshots(0, 2000.0) == 2
