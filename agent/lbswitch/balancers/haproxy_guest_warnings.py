@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,7 +32,12 @@ class GuestWarnings:
         """Empty when the files are as they should be, or can't be looked at."""
         try:
             sections = self._owner.sections()
-            return [*self._not_loaded(), *self._not_used(sections), *self._settings(sections)]
+            return [
+                *self._not_loaded(),
+                *self._not_used(sections),
+                *self._left_behind(sections),
+                *self._settings(sections),
+            ]
         except CheckFailed as error:
             return [str(error)]
 
@@ -93,6 +99,17 @@ class GuestWarnings:
                     f"it; write instead:\n{_block(wanted)}"
                 )
 
+    def _left_behind(self, sections: list[Section]) -> Iterator[str]:
+        """Lines of services that are gone: HAProxy answers 503, or goes on with the next line, and says nothing."""
+        for section in sections:
+            for line in section.lines:
+                match = _USE.match(line)
+                if match and match["service"] not in self._config.services:
+                    yield (
+                        f"{section.kind} {section.name}: the line `{line}` sends requests to backends of a service "
+                        f"{match['service']} that is not in lbswitch.yaml: take the line out, or configure the service"
+                    )
+
     def _live_map(self) -> str:
         return str(self._seen(Path(self._config.balancer.output_dir or "/") / "live.map"))
 
@@ -121,12 +138,13 @@ class GuestWarnings:
             )
 
 
+_USE = re.compile(r"(?:use|default)_backend lbswitch_(?P<service>[a-z][a-z0-9_-]*)_(?:%\[|blue\b|green\b)")
+
+
 def _uses(line: str, service: str) -> bool:
     """Whether it sends requests to the backends of this service, by whatever expression."""
-    words = line.split()
-    return words[0] in ("use_backend", "default_backend") and any(
-        words[1].startswith(f"lbswitch_{service}_{rest}") for rest in ("%[", "blue", "green")
-    )
+    match = _USE.match(line)
+    return match is not None and match["service"] == service
 
 
 def _chooses(section: Section, service: str, live_map: str) -> bool:

@@ -135,3 +135,34 @@ def test_a_changed_pool_is_checked_with_the_whole_and_reloaded(owner, agent, gre
     assert owner.app() == "blue"
     owner.owner.write_text(healthy)
     wait_until(lambda: owner.app() == "green", "the changed pool serves", timeout_s=30)
+
+
+def test_a_line_that_never_moves_is_found_by_the_switch(owner, agent):
+    """The owner's line looks into a map of its own: the switch is not seen, so it is taken back and nothing moved."""
+    attach(owner, agent)
+    other = owner.directory / "other.map"
+    other.write_text("shop blue\n")
+    owner.write_owner([f"use_backend lbswitch_shop_%[str(shop),map({other})]"])
+    owner.reload_by_owner()
+    said = agent.lbswitch("green", "--json", timeout_s=120)
+    assert said.code == 4, said
+    assert said.output["state"] == "reverted"
+    assert agent.status("shop")["live"] == "blue"
+    assert "shop blue" in (owner.output / "live.map").read_text()
+
+
+def test_weights_with_the_lines_for_them(visit, service):
+    """A canary moves without a reload, and the listener's answer proves the share."""
+    settings = service(health={"path": "/health", "interval": "100ms"}, weights={})
+    owner = visit({"shop": settings}, control="signal").serve()
+    document = {name: value for name, value in owner.document.items() if name != "agent"}
+    agent = Agent(owner.directory, document).start()
+    try:
+        wait_until(lambda: agent.status("shop")["verified"], "the agent sees its service")
+        assert agent.lbswitch("green", "--weight", "30").code == 0
+        seen = [owner.app() for _ in range(200)]
+        assert 20 < seen.count("green") < 110
+        assert agent.lbswitch("green").code == 0
+        assert owner.app() == "green"
+    finally:
+        agent.stop()

@@ -106,3 +106,15 @@ services:
 """
     with pytest.raises(ConfigError, match="frontend that lbswitch does not write"):
         parse(text, "lbswitch.yaml")
+
+
+def test_lines_of_a_service_that_is_gone(visit, service):
+    """HAProxy's checker does not see where a line with a map in it leads."""
+    guest = visit({"shop": service(), "my-cart": service()})
+    guest.write_owner([*guest.lines("my-cart", " if { path_beg /cart }"), *guest.lines("shop")])
+    guest.serve()
+    assert guest.haproxy.warnings() == []
+    del guest.document["services"]["my-cart"]
+    (warning,) = guest.adapter().warnings()
+    assert "frontend web" in warning
+    assert "service my-cart that is not in lbswitch.yaml" in warning
