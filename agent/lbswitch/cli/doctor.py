@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,17 +62,20 @@ def _tell(report: Report) -> None:
 def _lines(check: Check, finding: Finding, *, color: bool) -> list[str]:
     """What and mend, each on lines of their own."""
     severity = str(finding.severity)
-    head = f"{paint(severity, _STYLES[severity], color=color)} {check.id}"
-    mend = paragraph(finding.mend, "    ")
-    return [f"{head}", f"  {_wrapped(paragraph(finding.what))}", f"  mend: {_wrapped(mend)}"]
+    mend = "\n  ".join(_wrapped(line) for line in paragraph(finding.mend).split("\n"))
+    return [
+        f"{paint(severity, _STYLES[severity], color=color)} {check.id}",
+        f"  {_wrapped(paragraph(finding.what))}",
+        f"  mend: {mend}",
+    ]
 
 
 def _wrapped(text: str, width: int = 116) -> str:
-    """Broken between words, for terminals; what is broken already stays so."""
-    if len(text) <= width or "\n" in text:
+    """Broken between words, for terminals; a line to write, which is indented, stays whole."""
+    if len(text) <= width or text.startswith(" "):
         return text
     lines, line = [], ""
-    for word in re.split(r"(?<=\S) (?=\S)", text):
+    for word in text.split(" "):
         if line and len(line) + 1 + len(word) > width:
             lines.append(line)
             line = word

@@ -19,7 +19,7 @@ from lbswitch.doctor import haproxy_text
 from lbswitch.doctor.fact import Facts, fact
 from lbswitch.doctor.finding import NotChecked
 from lbswitch.doctor.host import Host
-from lbswitch.errors import ConfigError, LbswitchError, StateError, UnknownService
+from lbswitch.errors import ConfigError, LbswitchError, NotSeen, StateError, UnknownService
 from lbswitch.ports import Balancer, Rendered
 from lbswitch.wiring import make_balancer
 
@@ -179,6 +179,19 @@ class Case(Facts):
             return self.balancer.is_running()
         except (LbswitchError, OSError) as error:
             raise NotChecked(f"whether {self.config.balancer.kind} runs can't be seen: {error}") from error
+
+    @fact
+    def unseen(self) -> Mapping[str, str]:
+        """The services whose own listener does not answer as lbswitch's would, with the reason."""
+        if not self.is_running:
+            raise NotChecked(f"{self.config.balancer.kind} does not run")
+        found = {}
+        for name in self.services:
+            try:
+                self.balancer.observe(name)
+            except NotSeen as failed:
+                found[name] = str(failed)
+        return found
 
     @fact
     def control(self) -> control.Control:

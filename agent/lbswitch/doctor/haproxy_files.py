@@ -140,7 +140,7 @@ def cut_connections(case: Case) -> Iterator[Finding]:
                     f"{section.head.where}: {section.kind} {section.name} ({line.where}) has no "
                     "`option idle-close-on-response`: every reload closes idle keep-alive connections, and clients "
                     "lose requests that are on their way (882 of 104,000 over 20 reloads with 20 ms of round trip)",
-                    f"option idle-close-on-response   in {section.kind} {section.name} or its defaults",
+                    f"in {section.kind} {section.name} or its defaults:\n    option idle-close-on-response",
                     name,
                 )
 
@@ -151,5 +151,5 @@ def endless_workers(case: Case) -> Iterator[Finding]:
         yield warning(
             "`hard-stop-after` is not set: after every reload an old worker stays until its last WebSocket or download "
             "ends, and takes memory; draining ones have to be told of each switch",
-            "hard-stop-after 30m   in global",
+            "in global:\n    hard-stop-after 30m",
         )

@@ -25,7 +25,7 @@ def cached_pointer(case: Case) -> Iterator[Finding]:
         yield error(
             f"{cache.where}: `{cache};` is active where the pointer is tested ({test.where}): requests go on to the "
             f"old color for up to {valid.args[0] if valid and valid.args else '60s'} after a switch",
-            f"open_file_cache off;   in the server block around {test.where}",
+            f"in the server block at {_server(place).where}:\n    open_file_cache off;",
             _service_in(case, test),
         )
 
@@ -42,6 +42,11 @@ def _pointer_tests(case: Case) -> Iterator[tuple[Place, Directive]]:
         words = place.directive.args
         if words[:1] == ("-f",) and any(word.startswith(live) for word in words[1:]):
             yield Place(place.directive, place.around), place.directive
+
+
+def _server(place: Place) -> Directive:
+    """The server block around it, or the innermost block there is."""
+    return next((block for block in place.around if block.name == "server"), (*place.around, place.directive)[0])
 
 
 def _service_in(case: Case, test: Directive) -> str | None:
@@ -64,7 +69,7 @@ def not_included(case: Case) -> Iterator[Finding]:
         if _places(case, name):
             continue
         path = f"{case.nginx_files.output}/current/{name}"
-        line = f"include {path};   in {block} of {case.nginx.main} or a file of it"
+        line = f"in {block} ({case.nginx.main}, or a file that it includes):\n    include {path};"
         astray = [place.directive for place in case.nginx.find("include") if _means(place.directive, name)]
         if astray:
             yield error(
@@ -190,7 +195,8 @@ def symlinks(case: Case) -> Iterator[Finding]:
                 yield error(
                     f"{found.where}: `{found};` is active where {name} is included ({place.directive.where}): nginx "
                     "can't follow the pointer, so every request goes to blue",
-                    "disable_symlinks off;   in that server block, and the rule in the locations that need it",
+                    f"in the server block at {_server(place).where} (and the rule in the locations that need it):\n"
+                    "    disable_symlinks off;",
                     name,
                 )
 
@@ -207,7 +213,7 @@ def underscores(case: Case) -> Iterator[Finding]:
                 yield warning(
                     f"services.{name}.weights.sticky is {sticky}, and nginx drops headers with _ at "
                     f"{place.directive.where}: every request draws anew",
-                    "underscores_in_headers on;   in the first server block of that address",
+                    "in the first server block of that address:\n    underscores_in_headers on;",
                     name,
                 )
 
@@ -224,5 +230,5 @@ def few_files(case: Case) -> Iterator[Finding]:
             yield warning(
                 f"{place.directive.where}: worker_connections is {wanted}, and a worker may open {found} files: "
                 "connections beyond that fail with `Too many open files`",
-                f"worker_rlimit_nofile {2 * int(wanted)};   at the top of {case.nginx.main}",
+                f"at the top of {case.nginx.main}:\n    worker_rlimit_nofile {2 * int(wanted)};",
             )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lbswitch.doctor.case import Case
-from lbswitch.doctor.finding import Finding, error, note, warning
+from lbswitch.doctor.finding import Finding, NotChecked, error, note, warning
 
 
 def frozen(case: Case) -> Iterator[Finding]:
@@ -45,14 +45,22 @@ def _why(found: dict[str, Any], color: str) -> str:
 
 
 def unverified(case: Case) -> Iterator[Finding]:
-    """What is served was not seen."""
+    """What is served was not seen, although the listener answers."""
     for name, found in case.service_status():
-        if not found["verified"] and found["operation"] is None:
+        if not found["verified"] and found["operation"] is None and name not in _unseen(case):
             yield error(
                 f"{name}: what is served is not seen at its listener: {found['problem'] or 'no answer'}",
                 f"lbswitch status -s {name}",
                 name,
             )
+
+
+def _unseen(case: Case) -> Mapping[str, str]:
+    """Those of which it is said already that their listener does not answer."""
+    try:
+        return case.unseen
+    except NotChecked:
+        return {}
 
 
 def no_failover(case: Case) -> Iterator[Finding]:

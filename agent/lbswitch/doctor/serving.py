@@ -9,7 +9,7 @@ from lbswitch.core.values import parse_endpoint
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, warning
 from lbswitch.doctor.words import in_short
-from lbswitch.errors import BalancerError, LbswitchError, NotSeen, StateError
+from lbswitch.errors import BalancerError, LbswitchError, StateError
 
 
 def down(case: Case) -> Iterator[Finding]:
@@ -25,18 +25,13 @@ def down(case: Case) -> Iterator[Finding]:
 
 def listener(case: Case) -> Iterator[Finding]:
     """A service's own listener does not answer as lbswitch's would."""
-    if not case.is_running:
-        raise NotChecked("the balancer does not run")
     case.installed  # noqa: B018 - raises NotChecked
-    for name, service in case.services.items():
-        try:
-            case.balancer.observe(name)
-        except NotSeen as failed:
-            yield error(
-                f"{in_short(failed)}. No switch of {name} can be verified, so each would be reverted",
-                _listener_mend(case, name, service.bind),
-                name,
-            )
+    for name, why in case.unseen.items():
+        yield error(
+            f"{in_short(why)}. No switch of {name} can be verified, so each would be reverted",
+            _listener_mend(case, name, case.services[name].bind),
+            name,
+        )
 
 
 def _listener_mend(case: Case, name: str, bind: str) -> str:
