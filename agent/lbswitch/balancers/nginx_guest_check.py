@@ -28,7 +28,8 @@ _STAGING = ".check-"
 _FORGOTTEN_S = 600.0
 _LONGEST_SOCKET = 107  # unix(7)
 # What nginx opens once all files are read has no line; what may be opened here says nothing about the configuration.
-_RIGHTS = re.compile(r"\[emerg\] .*\((?:1: Operation not permitted|13: Permission denied|30: Read-only file system)\)$")
+_RIGHTS = re.compile(r"\[emerg\] .*\((?:1: Operation not permitted|13: Permission denied)\)$")
+_READ_ONLY = re.compile(r"\[emerg\] .*\(30: Read-only file system\)$")  # of the agent's unit, or of the container
 
 
 class Checker:
@@ -64,15 +65,17 @@ class Checker:
         raise CheckFailed(f"nginx refused the configuration: {said}")
 
     def _is_about_rights(self, output: str) -> bool:
-        """Whether all was read and found good, and only then something could not be opened by this user."""
-        if os.geteuid() == 0 and self._control.kind is not Kind.DOCKER:
-            return False
+        """Whether all was read and found good, and only then something could not be opened from here."""
+        is_restricted = os.geteuid() != 0 or self._control.kind is Kind.DOCKER
         complaints = [line for line in output.splitlines() if "[emerg]" in line]
-        return bool(complaints) and all(_RIGHTS.search(line) for line in complaints)
+        return bool(complaints) and all(
+            _READ_ONLY.search(line) or (is_restricted and _RIGHTS.search(line)) for line in complaints
+        )
 
     def _apart(self, shadow: Shadow, candidate: Rendered, seen: str) -> str | None:
         """A small configuration with those of our files that the owner does not include yet."""
-        missing = [file.name for file in candidate.files if file.name not in shadow.included]
+        included = shadow.included
+        missing = [file.name for file in candidate.files if file.name not in included]
         if not missing or len(f"{seen}/s") > _LONGEST_SOCKET:
             return None
         temp = nginx_view.temp_paths(self._program)

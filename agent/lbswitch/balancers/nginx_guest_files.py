@@ -33,9 +33,16 @@ class GuestFiles:
         self._real = os.path.realpath(output) if self._is_here else posixpath.normpath(self.output)
         self._candidate = None if candidate is None else sorted(file.name for file in candidate.files)
         self._listed: dict[str, list[str]] = {}
+        self._names: dict[str, str | None] = {}
+        self._currents: dict[str, bool] = {}
 
     def name_of(self, path: str) -> str | None:
         """Which of our files that is, there or not: `http.conf`; None for a file that is not ours."""
+        if path not in self._names:
+            self._names[path] = self._find_name(path)
+        return self._names[path]
+
+    def _find_name(self, path: str) -> str | None:
         for _ in range(_MOST_LINKS):
             directory, name = posixpath.split(path)
             if self._is_current(directory):
@@ -59,6 +66,11 @@ class GuestFiles:
         return self._listed[directory]
 
     def _is_current(self, directory: str) -> bool:
+        if directory not in self._currents:
+            self._currents[directory] = self._leads_to_current(directory)
+        return self._currents[directory]
+
+    def _leads_to_current(self, directory: str) -> bool:
         for _ in range(_MOST_LINKS):
             above, name = posixpath.split(directory)
             if name == "current" and self._resolved(above) == self._real:

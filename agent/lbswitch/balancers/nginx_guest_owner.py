@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lbswitch.balancers import nginx_config
@@ -20,10 +21,12 @@ from lbswitch.core.names import variable_name
 from lbswitch.errors import CheckFailed
 
 _BUILT = re.compile(r"--(user|prefix|error-log-path)=(\S+)")
+_MOST_LINES = 7  # of a first service, and two more
+_OURS = re.compile(r"\$\{?(lbswitch_\w+)")
 _NO_FILE = re.compile(r"stderr$|syslog:|memory:|/dev/")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Owner:
     """One look at the owner's configuration, with ours empty."""
 
@@ -55,31 +58,42 @@ class Owner:
         lines = list(self._missing_lines())
         if not lines:
             return []
+        more = len(lines) - _MOST_LINES
+        if more > 0:
+            lines[_MOST_LINES:] = [f"and {more} more lines like these"]
         return [
             f"nginx does not use all of what lbswitch writes; its owner adds {'; '.join(lines)}; then reloads nginx"
         ]
 
     def _missing_lines(self) -> Iterator[str]:
+        used = self._used()
         if not self.places(HTTP_FILE):
             yield f"`include {self.files.output}/current/{HTTP_FILE};` to the http block"
         for service in self.config.services:
-            name, variable = server_file(service), f"$lbswitch_{variable_name(service)}"
+            name, variable = server_file(service), f"lbswitch_{variable_name(service)}"
             if not self.places(name):
                 yield f"`include {self.files.output}/current/{name};` to the server block of {service}"
-            if not self._is_used(variable):
-                yield f"`proxy_pass http://{variable};` to the location there that {service} serves"
+            if variable not in used:
+                yield f"`proxy_pass http://${variable};` to the location there that {service} serves"
 
     def places(self, name: str) -> list[Place]:
         """The includes of one of our files."""
-        return [
-            place
-            for place in self.found.find("include")
-            if any(self.files.name_of(file) == name for file in place.directive.files)
-        ]
+        return self._places.get(name, [])
 
-    def _is_used(self, variable: str) -> bool:
-        wanted = re.compile(rf"\$\{{?{variable[1:]}(?!\w)")
-        return any(wanted.search(argument) for place in self.found.walk() for argument in place.directive.args)
+    @cached_property
+    def _places(self) -> dict[str, list[Place]]:
+        found: dict[str, list[Place]] = {}
+        for place in self.found.find("include"):
+            for file in place.directive.files:
+                name = self.files.name_of(file)
+                if name is not None:
+                    found.setdefault(name, []).append(place)
+        return found
+
+    def _used(self) -> frozenset[str]:
+        """The variables of ours that some directive of the owner's names."""
+        arguments = (argument for place in self.found.walk() for argument in place.directive.args)
+        return frozenset(name for argument in arguments for name in _OURS.findall(argument))
 
     def hindrances(self) -> list[str]:
         """What in the owner's settings makes a switch late, or keeps it from being seen, as sentences."""
