@@ -29,14 +29,28 @@ def engine() -> Iterator[Engine]:
         opened.__exit__(None, None, None)
 
 
-@pytest.fixture(params=["nginx", "haproxy"])
-def site(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Site]:
+@pytest.fixture(scope="module", params=["nginx", "haproxy"])
+def running(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Site]:
     """An owner's balancer in a container, in front of two applications, with lbswitch as its guest."""
     made = Site(request.param, engine)
     try:
         yield made.start()
+    except BaseException:
+        made.show()
+        raise
     finally:
-        made.close(show=request.node.stash.get(FAILED, False))
+        made.close()
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, running: Site) -> Iterator[Site]:
+    """It with blue live and nothing edited."""
+    try:
+        running.begin()
+        yield running
+    finally:
+        if request.node.stash.get(FAILED, False):
+            running.show()
 
 
 FAILED = pytest.StashKey[bool]()

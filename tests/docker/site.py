@@ -1,7 +1,7 @@
 """An owner's nginx 1.26 or HAProxy 3.0 in a Debian 13 container, and a service `shop` with lbswitch as a guest.
 
 DIRECTORY/owner   the owner's configuration, in the container /etc/lb
-DIRECTORY/out     output_dir, in the container /etc/lbswitch-out (nginx: DIRECTORY/rw/out)
+DIRECTORY/out     output_dir, in the container /etc/lbswitch-out
 DIRECTORY/state   state_dir, in the container /lbswitch/state
 DIRECTORY/rw      HAProxy's master socket, in the container /run/lb
 """
@@ -9,7 +9,6 @@ DIRECTORY/rw      HAProxy's master socket, in the container /run/lb
 import contextlib
 import shutil
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 from docker.models.containers import Container
@@ -58,18 +57,17 @@ class Site:
         self.port = free_port()
         self.directory = make_short_directory()
         self.name = f"lb-{self.directory.name}"
-        # nginx -t opens a pid file and a socket there, as long as the owner has not included everything.
-        self.out = self.directory / ("rw/out" if kind == "nginx" else "out")
-        self.state = self.directory / "state"
+        self.out, self.state = self.directory / "out", self.directory / "state"
         for path in (self.directory / "rw", self.out, self.state, self.directory / "owner"):
             path.mkdir()
             path.chmod(0o755)
-        (self.directory / "agent").mkdir()
+        self.templates = self.directory / "agent" / "templates"
+        self.templates.mkdir(parents=True)
         self.agent = Agent(self.directory / "agent", self.config(), env=engine.env)
         self.container: Container
 
-    def config(self, **balancer: Any) -> dict[str, Any]:
-        """The document of lbswitch.yaml."""
+    def config(self, blue: App | None = None) -> dict[str, Any]:
+        """The document of lbswitch.yaml, with another application behind blue if one is given."""
         haproxy = {"master_socket": str(self.directory / "rw" / "master.sock")} if self.kind == "haproxy" else {}
         return {
             "agent": {"state_dir": str(self.state)},
@@ -80,15 +78,16 @@ class Site:
                 "output_dir": str(self.out),
                 "control": "docker",
                 "container": self.name,
+                "templates": str(self.templates),
                 **haproxy,
-                **balancer,
             },
             "services": {
                 "shop": {
                     "bind": f"127.0.0.1:{self.port}",
-                    "blue": {"servers": [self.blue.address]},
+                    "blue": {"servers": [(blue or self.blue).address]},
                     "green": {"servers": [self.green.address]},
                     "health": {"interval": "100ms", "timeout": "500ms"},
+                    "verify": {"deadline": "1s"},  # without the owner's lines the start waits so long
                 }
             },
         }
@@ -138,6 +137,16 @@ class Site:
         self.until_live("blue")
         return self
 
+    def begin(self) -> None:
+        """Whatever a test before left: the container runs, nothing is edited, blue is live."""
+        self.container.start()
+        for template in self.templates.iterdir():
+            template.unlink()
+        self.agent.write_config(self.config())
+        wait_until(lambda: self.agent.lbswitch("apply").code == 0, "the configuration is applied")
+        assert self.agent.lbswitch("blue").code == 0
+        self.until_live("blue")
+
     # -- what is seen ------------------------------------------------------------------------------------------
 
     def front(self) -> tuple[int, str]:
@@ -158,16 +167,25 @@ class Site:
     def status(self) -> dict[str, Any]:
         return self.agent.status("shop")
 
-    def files(self) -> dict[str, bytes]:
-        """All that lbswitch wrote for the balancer."""
-        return {str(path): path.read_bytes() for path in sorted(self.out.rglob("*")) if path.is_file()}
+    def processes(self) -> list[tuple[str, str]]:
+        """Pid and command line of master and workers; checks that the agent runs in the container are not meant."""
+        listed = self.container.top(ps_args="-eo pid,args")["Processes"] or []
+        found = [(pid, " ".join(words)) for pid, *words in listed]
+        return [(pid, line) for pid, line in found if line.startswith("nginx: ") or " -W " in line]
 
-    def close(self, *, show: bool) -> None:
-        """End and remove everything; with `show` print the logs."""
-        if show:
-            print(f"--- agent\n{self.agent.log()}")
-            with contextlib.suppress(AttributeError):
-                print(f"--- container\n{self.container.logs().decode()}")
+    def files(self) -> dict[str, bytes]:
+        """All that lbswitch wrote for the balancer, without what it is just checking."""
+        paths = [path for path in sorted(self.out.rglob("*")) if path.is_file() and ".check-" not in str(path)]
+        return {str(path): path.read_bytes() for path in paths}
+
+    def show(self) -> None:
+        """Print the logs."""
+        print(f"--- agent\n{self.agent.log()}")
+        with contextlib.suppress(AttributeError):
+            print(f"--- container\n{self.container.logs().decode()}")
+
+    def close(self) -> None:
+        """End and remove everything."""
         self.engine.remove_containers()
         self.agent.close()
         for app in (self.blue, self.green, self.third):

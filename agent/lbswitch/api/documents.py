@@ -79,6 +79,7 @@ def _workers(workers: Mapping[int, Intent], name: str) -> list[dict[str, Any]]:
 def about(agent: Agent) -> dict[str, Any]:
     """The agent: version, configuration, balancer."""
     balancer = agent.serving.balancer
+    running = balancer.is_running()
     error, files_error = agent.edits.config_error, agent.serving.files_problem
     valid = error is None and files_error is None
     return {
@@ -89,7 +90,8 @@ def about(agent: Agent) -> dict[str, Any]:
         "balancer": {
             "kind": str(agent.config.balancer.kind),
             "version": balancer.version(),
-            "running": balancer.is_running(),
+            "running": running,
+            "why_down": None if running else balancer.why_not_started(),
             "revision": balancer.installed(),
         },
         "drift": [each.to_json() for each in agent.drift.by_service.get(None, ())],

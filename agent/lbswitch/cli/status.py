@@ -181,7 +181,8 @@ def _agent_troubles(agent: dict[str, Any]) -> Iterator[str]:
     if config.get("files_error"):
         yield f"the rendered files were not applied: {config['files_error']}"
     if balancer.get("running") is False:
-        yield f"{balancer.get('kind')} is not running, there is no traffic: lbswitch balancer start"
+        why = balancer.get("why_down") or "lbswitch balancer start"
+        yield f"{balancer.get('kind')} is not running, there is no traffic: {why}"
     for difference in agent.get("drift") or ():
         yield _drift(str(balancer.get("kind", "balancer")), difference)
     for note in agent.get("notes") or ():
