@@ -208,7 +208,8 @@ def _attributes(value: object) -> list[str]:
     """What a template can ask of it: keys, or public attributes."""
     if isinstance(value, Mapping):
         return [str(key) for key in value]
-    return [name for name in dir(value) if not name.startswith("_")]
+    kind = type(value)
+    return [name for name in dir(value) if not name.startswith("_") and not callable(getattr(kind, name, None))]
 
 
 def _assigned(tree: nodes.Template | None) -> Iterator[str]:
