@@ -19,7 +19,7 @@ from lbswitch.ports import Difference
 from lbswitch.serving import Serving
 
 _LOOK_EVERY_S, _AT_MOST_S = 1.0, 3.0
-_PAUSES = 200  # of the time that a look took: half a percent of a processor
+_PAUSES = 300  # of the processor time that a look took: a third of a percent
 _BREATH_S = 0.02  # between two looks, however often files are touched
 _BREATHS = 5  # of the time that a look took, at least, however often somebody marks
 _TOLD_APART = 5  # more differences than this are one event
@@ -51,6 +51,7 @@ class DriftWatch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._noticed: dict[Key, float] = {}
         self._repairs: dict[tuple[str, str, str | None], deque[float]] = {}
+        self._cost_s = 0.0  # processor time of the last look
         self._retry_at = 0.0
         self._retry_pause_s = _RETRY_S
 
@@ -60,19 +61,24 @@ class DriftWatch:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     async def run(self) -> None:
-        """Every few seconds, and whenever somebody marks."""
+        """Every second, every three where a look costs much, and whenever somebody marks."""
         self._loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            began = self._clock()
-            await self._events.guard("looking for drift", self._in_thread(self.look))
-            took_s = self._clock() - began
-            await asyncio.sleep(max(_BREATH_S, _BREATHS * took_s))
+            await self._events.guard("looking for drift", self._in_thread(self._timed_look))
+            await asyncio.sleep(max(_BREATH_S, _BREATHS * self._cost_s))
             try:
-                async with asyncio.timeout(min(_AT_MOST_S, max(_LOOK_EVERY_S, _PAUSES * took_s))):
+                async with asyncio.timeout(min(_AT_MOST_S, max(_LOOK_EVERY_S, _PAUSES * self._cost_s))):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _timed_look(self) -> None:
+        began = time.thread_time()
+        try:
+            self.look()
+        finally:
+            self._cost_s = time.thread_time() - began
 
     def look(self) -> None:
         """Look once, say what is new and what is over, and repair if that is asked for. Blocks.

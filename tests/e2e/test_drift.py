@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,12 @@ from typing import Any
 
 import pytest
 
+from lbswitch.core.config import Config
+from lbswitch.core.model import Color, Intent, Route, ServerKey, ServiceIntent
+from lbswitch.drift import DriftWatch
+from lbswitch.events import Event, Events
+from lbswitch.serving import Serving
+from lbswitch.wiring import make_balancer
 from tests.e2e.conftest import Site
 from tests.support.load import Load
 from tests.support.wait import wait_until
@@ -128,7 +135,10 @@ def test_a_lost_choice_is_reported_once_and_left(make_site: MakeSite) -> None:
     assert "lbswitch apply puts it back" in text
     assert site.app() == "blue"
     assert site.agent.log().count(" drift") == time_to_look_again
-    assert site.agent.lbswitch("blue").code == 0
+    applied = site.agent.lbswitch("apply")
+    assert applied.code == 0, applied.output
+    print(applied.output)
+    assert site.app() == "green"
     until_over(site)
     wait_until(lambda: "drift-over" in site.agent.log(), "its end is told")
 
@@ -316,3 +326,51 @@ def test_two_hundred_switches_are_no_drift(make_site: MakeSite) -> None:
     site.agent.start()
     until_over(site)
     assert " drift" not in site.agent.log(), site.agent.log()
+
+
+async def _nowhere(*_: object) -> None:
+    """Nobody runs the agent's loop here."""
+
+
+def test_looking_as_fast_as_it_goes_sees_nothing_in_what_lbswitch_does(make_site: MakeSite, kind: str) -> None:
+    """Two hundred switches, weights and reloads among them, each seen from the middle: no drift is told."""
+    site = make_site(start=False)
+    site.config["services"]["shop"]["blue"]["servers"].append(site.green.address)
+    ejected = frozenset({ServerKey("shop", Color.BLUE, site.green.address)})
+    config = Config.model_validate({**site.config, "agent": {"state_dir": str(site.agent.state_dir)}})
+    told: list[Event] = []
+    events = Events(time.time)
+    events.listen(told.append)
+    serving = Serving(config, make_balancer(config), events)
+    serving.start(Intent({"shop": ServiceIntent(Route(Color.BLUE), 1)}, 1))
+    watch, ended = DriftWatch(serving, events, _nowhere), threading.Event()
+    looks = []
+
+    def look() -> None:
+        while not ended.is_set():
+            watch.look()
+            looks.append(1)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for number in range(200):
+            route = Route(Color.GREEN if number % 2 else Color.BLUE)
+            route = route.with_share(Color.GREEN, 30) if number % 20 == 7 else route
+            with serving.mutex:
+                now = serving.intent.services["shop"]
+                after = {"shop": ServiceIntent(route, now.generation + 1, (number // 40) % 2 == 1 or route.is_split)}
+                intent = serving.intent.with_services(after)
+                files = serving.changed_files(intent)
+                serving.move(intent, files)
+                if files is not None:
+                    serving.verify(after, reloaded=True)
+            serving.verify(after)
+            if number % 50 == 25:  # nginx reloads for this
+                serving.set_ejected(frozenset() if serving.intent.ejected else ejected)
+    finally:
+        ended.set()
+        looker.join()
+    print(f"{kind}: {len(looks)} looks during 200 switches")
+    assert [event.message for event in told if event.type.startswith("drift")] == []
+    assert len(looks) > 100

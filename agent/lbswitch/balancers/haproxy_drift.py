@@ -301,8 +301,9 @@ def _line_differences(
         if before == after:
             continue
         service = name if name in intent.services else None
-        words = f"{name}: {holder} says {_quoted(after)}, intended is {_quoted(before)}"
-        what = words if service else f"{holder} says {_quoted(after)}, which is not from lbswitch"
+        says, not_said = _quoted(after, before), _quoted(before, after)
+        words = f"{name}: {holder} says {says}, intended is {not_said}"
+        what = words if service else f"{holder} says {says}, which is not from lbswitch"
         yield Difference("disk" if where == "disk" else "running", thing, what, service, of_texts(thing, before, after))
 
 
@@ -315,8 +316,10 @@ def _by_service(text: str) -> dict[str, str]:
     return {name: "".join(f"{line}\n" for line in sorted(lines)) for name, lines in found.items()}
 
 
-def _quoted(lines: str) -> str:
-    return ", ".join(f"`{line}`" for line in lines.splitlines()) or "nothing"
+def _quoted(lines: str, but: str) -> str:
+    """The lines that the other one lacks."""
+    others = but.splitlines()
+    return ", ".join(f"`{line}`" for line in lines.splitlines() if line not in others) or "nothing"
 
 
 def _stamp(path: Path) -> object:
