@@ -157,6 +157,7 @@ class Edits:
             self._edited_paths |= changed
         if self._is_due(self._edited, now) or (self._retry_at is not None and now >= self._retry_at):
             await self._apply_edits()
+            self._wake.set()  # what was read may name other files: watch those, too
 
     async def _apply_edits(self) -> None:
         edited, self._edited, self._edited_paths = self._edited_paths, Debounce(), set()

@@ -124,9 +124,9 @@ class Watching:
             self._watch(_places(followed, own))
 
     def changed(self) -> set[Path]:
-        """What was edited since the last call; all that is new to `follow` counts as edited."""
+        """What was edited since the last call; all that is new to `follow`, and is there, counts as edited."""
         found = {path: _stamp(path) for path in self._followed}
-        changed = {path for path, stamp in found.items() if path not in self._stamps or self._stamps[path] != stamp}
+        changed = {path for path, stamp in found.items() if self._stamps.get(path) != stamp}
         self._stamps |= found
         return changed
 
