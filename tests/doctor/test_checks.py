@@ -1,6 +1,7 @@
 """Each check that needs no balancer: what it finds, and that it is silent when there is nothing."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from lbswitch.doctor.finding import NotChecked
 from lbswitch.doctor.host import Host, Space
+from lbswitch.doctor.together import together
 from lbswitch.errors import NotAllowed
 from tests.doctor.desk import Desk, severities
 
@@ -245,6 +247,37 @@ def test_no_agent(desk: Desk):
     assert desk.found("agent-unreachable") == []
 
 
+def test_a_socket_for_everybody(desk: Desk):
+    """Its own mode, and the directories above it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(desk.directory / "agent.sock"))
+        (desk.directory / "agent.sock").chmod(0o660)
+        assert desk.found("socket-open") == []
+        (desk.directory / "agent.sock").chmod(0o666)
+        assert severities(desk.found("socket-open")) == ["warning"]
+        desk.directory.chmod(0o700)
+        assert desk.found("socket-open") == []
+
+
+@pytest.mark.parametrize(("mode", "severity"), [("process", []), ("control-group", ["error"]), ("mixed", ["error"])])
+def test_a_balancer_that_would_end_with_the_agent(desk: Desk, mode: str, severity: list[str]):
+    """It lives in the control group of the agent's unit. The pid file is that of any process here."""
+    desk.host.systemd, desk.host.unit_name = True, "lbswitch.service"
+    desk.host.units["lbswitch.service"] = {"UnitFileState": "enabled", "KillMode": mode}
+    case = desk.case()
+    case.look_up("master", os.getpid)
+    found = desk.found("same-unit", case)
+    assert severities(found) == severity
+    assert all(f"KillMode={mode}" in finding.what for finding in found)
+
+
+def test_a_balancer_in_a_unit_of_its_own(desk: Desk):
+    desk.host.systemd, desk.host.unit_name = True, "lbswitch-nginx.service"
+    case = desk.case()
+    case.look_up("master", os.getpid)
+    assert desk.found("same-unit", case) == []
+
+
 def test_an_agent_of_another_version(desk: Desk):
     desk.answer = desk.healthy()
     assert desk.found("agent-version") == []
@@ -321,3 +354,11 @@ def test_a_key_that_everybody_can_read(desk: Desk, make_certificate: Callable[..
     assert desk.found("key-readable") == []
     key.chmod(0o644)
     assert [finding.mend for finding in desk.found("key-readable")] == [f"chmod o-r {key}"]
+
+
+def test_many_are_asked_at_once():
+    """Each thing once, in order."""
+    assert list(together(lambda number: number * 2, [*range(100), *range(100)]).items()) == [
+        (number, number * 2) for number in range(100)
+    ]
+    assert together(str, []) == {}

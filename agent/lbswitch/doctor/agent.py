@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import lbswitch
+from lbswitch.core.config import Control
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, note, warning
 from lbswitch.doctor.words import in_short
@@ -27,6 +29,23 @@ def unreachable(case: Case) -> Iterator[Finding]:
         )
     except LbswitchError as failed:
         yield error(f"the agent can't be asked: {failed}", "lbswitch status says more")
+
+
+def open_socket(case: Case) -> Iterator[Finding]:
+    """Everybody on this machine may switch, or control HAProxy."""
+    balancer = case.config.balancer
+    master = balancer.master_socket if balancer.controlled_by is not Control.DOCKER else None
+    for path, who in ((case.config.agent.socket, "switch traffic"), (master, "control HAProxy")):
+        if path is not None and _is_open(Path(path)):
+            yield warning(f"everybody on this machine may {who}: {path} can be written by all", f"chmod o= {path}")
+
+
+def _is_open(path: Path) -> bool:
+    try:
+        above = [directory.stat().st_mode & 0o001 for directory in path.resolve().parents]
+        return bool(path.stat().st_mode & 0o002) and all(above)
+    except OSError:
+        return False
 
 
 def other_version(case: Case) -> Iterator[Finding]:

@@ -96,6 +96,7 @@ CHECKS: tuple[Check, ...] = (
     Check("key-readable", "everybody on this machine can read a TLS key", _WARNING, certificates.open_keys),
     # -- the agent and the machine
     Check("agent-unreachable", "no agent answers (a warning: this user may not ask it)", _ERROR, agent.unreachable),
+    Check("socket-open", "everybody on this machine may switch, or control HAProxy", _WARNING, agent.open_socket),
     Check("agent-version", "the agent that runs is of another version", _WARNING, agent.other_version),
     Check("agent-boot", "the agent does not start after a reboot", _WARNING, agent.not_enabled),
     Check("balancer-boot", "the owner's balancer does not start after a reboot", _WARNING, agent.balancer_not_enabled,

@@ -7,7 +7,6 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -17,9 +16,9 @@ from lbswitch.core.model import Color
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, error, note, warning
+from lbswitch.doctor.together import together
 from lbswitch.doctor.words import listed
 
-_AT_ONCE = 8
 _MOST_SERVERS = 50  # of a service: the rest are alike
 _BODY = 65536
 _INSTANCE = ("instance", "instance_id", "instanceid", "pod")
@@ -39,7 +38,7 @@ class Answer:
 def same(case: Case) -> Iterator[Finding]:
     """Both colors are the same server."""
     for name, service in case.services.items():
-        blue, green = (_places(service, color) for color in (Color.BLUE, Color.GREEN))
+        blue, green = (_places(case, service, color) for color in (Color.BLUE, Color.GREEN))
         for place in sorted(blue.keys() & green.keys()):
             first, second = blue[place], green[place]
             how = f"{first} and {second} both resolve to {place}" if first != second else f"both colors list {first}"
@@ -51,7 +50,7 @@ def same(case: Case) -> Iterator[Finding]:
             )
 
 
-def _places(service: ServiceConfig, color: Color) -> dict[str, str]:
+def _places(case: Case, service: ServiceConfig, color: Color) -> dict[str, str]:
     """Addresses and ports, each with the server that leads there."""
     found: dict[str, str] = {}
     for server in service.pool(color).servers:
@@ -59,8 +58,21 @@ def _places(service: ServiceConfig, color: Color) -> dict[str, str]:
         if endpoint.is_unix:
             found[str(endpoint)] = server
             continue
-        for address in _addresses(endpoint.host):
+        for address in _resolved(case)[endpoint.host]:
             found[str(Endpoint(address, endpoint.port))] = server
+    return found
+
+
+def _resolved(case: Case) -> Mapping[str, list[str]]:
+    """By host, the addresses of all servers; asked for once."""
+    endpoints = [
+        parse_endpoint(server)
+        for service in case.services.values()
+        for color in Color
+        for server in service.pool(color).servers
+    ]
+    hosts = [endpoint.host for endpoint in endpoints if not endpoint.is_unix]
+    found: Mapping[str, list[str]] = case.look_up("resolved", lambda: together(_addresses, hosts))
     return found
 
 
@@ -92,10 +104,9 @@ def unresolved(case: Case) -> Iterator[Finding]:
                 endpoint = parse_endpoint(server)
                 if not endpoint.is_unix and not _is_address(endpoint.host):
                     hosts.setdefault(endpoint.host, name)
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        for (host, name), found in zip(hosts.items(), threads.map(_addresses, hosts), strict=True):
-            if not found:
-                yield _unknown(case, host, name)
+    for host, found in _resolved(case).items():
+        if not found and host in hosts:
+            yield _unknown(case, host, hosts[host])
 
 
 def _unknown(case: Case, host: str, name: str) -> Finding:
@@ -118,7 +129,7 @@ def _unknown(case: Case, host: str, name: str) -> Finding:
 def odd_health(case: Case) -> Iterator[Finding]:
     """A health path that passes although it says that there is nothing to ask."""
     for name, service in _checked(case):
-        answers = _asked(service)
+        answers = _asked(case, name)
         missing = [address for address, answer in answers.items() if answer is not None and answer.status in (404, 410)]
         moved = [address for address, answer in answers.items() if answer is not None and 300 <= answer.status < 400]
         path = service.health.path
@@ -145,7 +156,7 @@ def _location(answer: Answer | None) -> str:
 def alike(case: Case) -> Iterator[Finding]:
     """Both colors' health paths are answered by the same process, or can't be told apart."""
     for name, service in _checked(case):
-        answers = _asked(service)
+        answers = _asked(case, name)
         blue, green = (_of(service, color, answers) for color in (Color.BLUE, Color.GREEN))
         shared = sorted(_marks(service, blue) & _marks(service, green))
         if shared:
@@ -179,11 +190,22 @@ def _passes(health: HealthConfig, status: int) -> bool:
     return any(low <= status <= high for low, high in health.expect)
 
 
-def _asked(service: ServiceConfig) -> dict[str, Answer | None]:
-    """By server, what its health path answers now; None where nothing did."""
-    servers = [*service.blue.servers[:_MOST_SERVERS], *service.green.servers[:_MOST_SERVERS]]
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return dict(zip(servers, threads.map(lambda server: _ask(server, service.health), servers), strict=True))
+def _asked(case: Case, name: str) -> Mapping[str, Answer | None]:
+    """By server, what the health path of a service answers now; None where nothing did. Each is asked once."""
+    answers = case.look_up("answers", lambda: _ask_all(case))
+    service = case.services[name]
+    servers = (*service.blue.servers[:_MOST_SERVERS], *service.green.servers[:_MOST_SERVERS])
+    return {server: answers[name, server] for server in servers}
+
+
+def _ask_all(case: Case) -> Mapping[tuple[str, str], Answer | None]:
+    questions = [
+        (name, server)
+        for name, service in _checked(case)
+        for color in Color
+        for server in service.pool(color).servers[:_MOST_SERVERS]
+    ]
+    return together(lambda one: _ask(one[1], case.services[one[0]].health), questions)
 
 
 def _ask(server: str, health: HealthConfig) -> Answer | None:
