@@ -116,7 +116,16 @@ class HAProxyGuest:
                 f"the socket path {path} has {len(str(path))} bytes, and HAProxy can bind {LONGEST_SOCKET_PATH}: "
                 "choose a shorter balancer.output_dir"
             )
+        self._warnings.refuse_in_use(self._removed(rendered))
         self._whole.check(rendered)
+
+    def _removed(self, rendered: Rendered) -> set[str]:
+        """Services that are installed and would not be any more."""
+        installed = self.installed()
+        if installed is None:
+            return set()
+        gone = pools.haproxy(self.read(installed)).keys() - pools.haproxy(rendered).keys()
+        return {name.removeprefix("lbswitch_").removesuffix("_blue") for name in gone if name.endswith("_blue")}
 
     def installed(self) -> str | None:
         """The revision that is on disk now."""

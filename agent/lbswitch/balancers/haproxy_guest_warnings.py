@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from lbswitch.balancers.control import Control
@@ -101,14 +101,27 @@ class GuestWarnings:
 
     def _left_behind(self, sections: list[Section]) -> Iterator[str]:
         """Lines of services that are gone: HAProxy answers 503, or goes on with the next line, and says nothing."""
-        for section in sections:
-            for line in section.lines:
-                match = _USE.match(line)
-                if match and match["service"] not in self._config.services:
-                    yield (
-                        f"{section.kind} {section.name}: the line `{line}` sends requests to backends of a service "
-                        f"{match['service']} that is not in lbswitch.yaml: take the line out, or configure the service"
-                    )
+        for section, line, service in _all_uses(sections):
+            if service not in self._config.services:
+                yield (
+                    f"{section.kind} {section.name}: the line `{line}` sends requests to backends of a service "
+                    f"{service} that is not in lbswitch.yaml: take the line out, or configure the service"
+                )
+
+    def refuse_in_use(self, gone: Collection[str]) -> None:
+        """Refuse to take away backends that a line of the owner's leads to, which HAProxy's checker can't see.
+
+        Raises: CheckFailed.
+        """
+        sections = self._owner.sections() if gone else []
+        used = [(section, line, service) for section, line, service in _all_uses(sections) if service in gone]
+        if used:
+            names = ", ".join(sorted({service for _, _, service in used}))
+            listed = "\n".join(f"{section.kind} {section.name}: {line}" for section, line, _ in used)
+            raise CheckFailed(
+                f"the owner's configuration still sends requests to {names}, nothing was changed: take these lines out "
+                f"first, and reload HAProxy:\n{listed}"
+            )
 
     def _live_map(self) -> str:
         return str(self._seen(Path(self._config.balancer.output_dir or "/") / "live.map"))
@@ -139,6 +152,15 @@ class GuestWarnings:
 
 
 _USE = re.compile(r"(?:use|default)_backend lbswitch_(?P<service>[a-z][a-z0-9_-]*)_(?:%\[|blue\b|green\b)")
+
+
+def _all_uses(sections: list[Section]) -> Iterator[tuple[Section, str, str]]:
+    """Section, line and service of every line that leads to backends of lbswitch's."""
+    for section in sections:
+        for line in section.lines:
+            match = _USE.match(line)
+            if match:
+                yield section, line, match["service"]
 
 
 def _uses(line: str, service: str) -> bool:

@@ -14,7 +14,9 @@ from tests.support.wait import wait_until
 @pytest.fixture
 def owner(visit: Callable[..., Guest], service: Callable[..., dict[str, Any]]) -> Guest:
     """An owner who has never heard of lbswitch: neither our file nor a line for it."""
-    settings = service(health={"path": "/health", "interval": "100ms"}, failover={"enabled": False})
+    settings = service(
+        health={"path": "/health", "interval": "100ms"}, failover={"enabled": False}, verify={"deadline": "2s"}
+    )
     guest = visit({"shop": settings}, load="never", control="signal")
     guest.write_owner([])
     guest.start()

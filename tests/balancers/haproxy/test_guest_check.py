@@ -179,3 +179,16 @@ def test_gateways():
     """As /proc/net/route has them."""
     table = "Iface\tDestination\tGateway \tFlags\neth0\t00000000\t010011AC\t0003\neth0\t000011AC\t00000000\t0001\n"
     assert list(gateways(table)) == ["172.17.0.1"]
+
+
+def test_a_service_that_a_frontend_still_uses_may_not_go(visit, service):
+    """HAProxy's checker does not see where a line with a map in it leads, so we look; afterwards it may go."""
+    guest = visit({"shop": service(), "cart": service()})
+    (line,), shop = guest.lines("cart", " if { path_beg /cart }"), guest.lines("shop")
+    guest.write_owner([line, *shop])
+    guest.serve()
+    del guest.document["services"]["cart"]
+    guest.haproxy = guest.adapter()
+    assert f"frontend web: {line}" in refused(guest)
+    guest.write_owner(shop)
+    guest.haproxy.check(guest.haproxy.render(guest.intent))
