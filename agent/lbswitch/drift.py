@@ -23,9 +23,13 @@ _PAUSES = 300  # of the processor time that a look took: a third of a percent
 _BREATH_S = 0.02  # between two looks, however often files are touched
 _BREATHS = 5  # of the time that a look took, at least, however often somebody marks
 _TOLD_APART = 5  # more differences than this are one event
+_LOOKED_AT = 5  # services, at their listeners
 _REPAIRS, _WITHIN_S = 5, 600.0
 _RETRY_S, _MOST_RETRY_S = 5.0, 60.0
-_HINT = "lbswitch apply puts it back, lbswitch status --detail shows it"
+_HINTS = {
+    OnDrift.REPORT: "; lbswitch apply puts it back, lbswitch status --detail shows it",
+    OnDrift.REPAIR: "; it is put back now",
+}
 
 Key = tuple[str, str, str | None, str]
 
@@ -102,8 +106,12 @@ class DriftWatch:
         self._keep(found)
         self._noticed = {key: at for key, at in self._noticed.items() if key in {_key(each) for each in found}}
         self._noticed |= dict.fromkeys(new, now)
-        self._emit("drift", list(new.values()), "error", f"; {_HINT}")
+        self._emit("drift", list(new.values()), "error", _HINTS[self._serving.config.agent.on_drift])
         self._emit("drift-over", list({_key(each): each for each in over}.values()), "info", "")
+        services = self._serving.intent.services
+        named = {each.service: None for each in (*new.values(), *over) if each.service is not None}
+        for service in [name for name in named if name in services][:_LOOKED_AT]:
+            self._serving.look(service)  # so that "verified" in the status says the same
 
     def _keep(self, found: Sequence[Difference]) -> None:
         by_service: dict[str | None, list[Difference]] = {}

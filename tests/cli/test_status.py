@@ -225,7 +225,7 @@ def test_detail_shows_three_columns_and_the_diff(ask: Run, agent: FakeAgent):
     agent.answers["GET", "/v1/services?detail=true"] = (200, status(shop=detailed()))
     ran = ask("status", "--detail")
     assert ran.code == 0
-    assert ran.out.splitlines()[4:] == [
+    assert ran.out.splitlines()[3:] == [
         "SERVICE  FACT        INTENDED              ON DISK       RUNNING",
         "shop     live        green                 green         blue (differs)",
         "         generation  43                    43            43",
@@ -237,6 +237,8 @@ def test_detail_shows_three_columns_and_the_diff(ask: Run, agent: FakeAgent):
         "    +++ live.map (found)",
         "    -shop green",
         "    +shop\\x1b[2J blue",
+        "",
+        "lbswitch apply puts it back",
     ]
 
 

@@ -17,11 +17,11 @@ from lbswitch.errors import LbswitchError
 from lbswitch.serving import Serving
 
 
-def status(agent: Agent) -> dict[str, Any]:
-    """All services, and the agent itself."""
+def status(agent: Agent, itself: Mapping[str, Any]) -> dict[str, Any]:
+    """All services, and the agent itself, which `about` describes."""
     return {
         "services": {name: service(agent, name) for name in agent.config.services},
-        "agent": about(agent),
+        "agent": itself,
     }
 
 
@@ -40,13 +40,16 @@ def detailed(agent: Agent, names: Collection[str]) -> dict[str, dict[str, Any]]:
         wanted = intent.services[name]
         found[name] = {
             "intended": _served(wanted, balancer.intended_revision()),
-            "on_disk": _served(on_disk[name], balancer.installed()) if name in on_disk else None,
+            "on_disk": _served(on_disk.get(name), balancer.installed()),
             "running": {**_running(serving, name), "workers": _workers(workers, name)},
         }
     return found
 
 
-def _served(intent: ServiceIntent, revision: str | None) -> dict[str, Any]:
+def _served(intent: ServiceIntent | None, revision: str | None) -> dict[str, Any]:
+    """Where requests go, and by which rendered files; all but those are None where nobody can say."""
+    if intent is None:
+        return {**dict.fromkeys(("live", "weight", "weights", "generation")), "revision": revision}
     return {
         "live": str(intent.route.live),
         "weight": intent.route.weight,
@@ -61,23 +64,18 @@ def _running(serving: Serving, name: str) -> dict[str, Any]:
     try:
         seen = serving.ask(name)
     except LbswitchError as error:
-        nothing = dict.fromkeys(("live", "weight", "weights", "generation", "revision"))
-        return {**nothing, "error": str(error)}
+        return {**_served(None, None), "error": str(error)}
     route = Route(serving.intent.services[name].route.live).with_share(Color.GREEN, seen.share_green)
     return {**_served(ServiceIntent(route, seen.generation), seen.revision), "error": None}
 
 
 def _workers(workers: Mapping[int, Intent], name: str) -> list[dict[str, Any]]:
     """What each worker would serve, where workers have a copy of their own."""
-    return [
-        {"pid": pid, **({"live": None} if found is None else _served(found, None))}
-        for pid, routes in workers.items()
-        for found in [routes.services.get(name)]
-    ]
+    return [{"pid": pid, **_served(routes.services.get(name), None)} for pid, routes in workers.items()]
 
 
 def about(agent: Agent) -> dict[str, Any]:
-    """The agent: version, configuration, balancer."""
+    """The agent: version, configuration, balancer, which is asked: blocks."""
     balancer = agent.serving.balancer
     running = balancer.is_running()
     error, files_error = agent.edits.config_error, agent.serving.files_problem

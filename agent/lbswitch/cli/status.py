@@ -97,7 +97,7 @@ def _once(settings: Settings, client: Client, *, detail: bool) -> None:
     if settings.json:
         say_json(document)
         return
-    lines = status_lines(document, color=has_color())
+    lines = status_lines(_without_drift(document) if detail else document, color=has_color())
     if detail:
         lines += ["", *detail_lines(document, color=has_color())]
     for line in lines:
@@ -202,6 +202,12 @@ def _prefixed(name: str, text: str) -> str:
 # -- three columns -------------------------------------------------------------------------------------------
 
 
+def _without_drift(document: dict[str, Any]) -> dict[str, Any]:
+    """What differs is told below, with its diffs."""
+    services = {name: {**service, "drift": []} for name, service in document["services"].items()}
+    return {**document, "services": services, "agent": {**(document.get("agent") or {}), "drift": []}}
+
+
 def detail_lines(document: dict[str, Any], *, color: bool) -> list[str]:
     """What is intended, on disk and running for each service; then the diffs of what differs."""
     services, agent = document["services"], document.get("agent") or {}
@@ -212,7 +218,7 @@ def detail_lines(document: dict[str, Any], *, color: bool) -> list[str]:
         lines += ["", printable(difference["what"])]
         diff = str(difference.get("diff") or "").splitlines()
         lines += [paint(f"{_INDENT}{printable(line)}", _DIFF_STYLES.get(line[:1], ""), color=color) for line in diff]
-    return lines
+    return [*lines, "", "lbswitch apply puts it back"] if drift or agent.get("drift") else lines
 
 
 def _detail_rows(name: str, service: dict[str, Any]) -> Iterator[list[Cell]]:
