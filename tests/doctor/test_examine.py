@@ -169,3 +169,17 @@ def test_the_command_knows_its_services(run: Run, desk: Desk):  # noqa: F811
 def test_the_command_works_on_this_host_only(run: Run, desk: Desk):  # noqa: F811
     desk.case()
     assert run("doctor", "--url", "http://127.0.0.1:1", "--config", desk.path).code == 2
+
+
+def test_the_same_of_many_services_is_said_in_short(run: Run, desk: Desk):  # noqa: F811
+    """Three of them, and how many more; --json has all."""
+    desk.shop["failover"] = {"enabled": False}
+    for number in range(9):
+        desk.document["services"][f"s{number}"] = {**desk.shop, "bind": f"127.0.0.1:{number + 1}"}
+    desk.case()
+    ran = run("doctor", "--config", desk.path)
+    block = ran.out.partition("note no-failover\n")[2].partition("\nnote")[0]
+    assert block.count("mend: ") == 3
+    assert "  and 7 more (s2, s3, s4, s5, s6, ...); --json has all" in block
+    found = json.loads(run("doctor", "--json", "--config", desk.path).out)["findings"]
+    assert len([finding for finding in found if finding["id"] == "no-failover"]) == 10

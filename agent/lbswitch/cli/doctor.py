@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,11 @@ from lbswitch.cli.options import Command, Settings, pass_settings
 from lbswitch.cli.output import has_color, paint, paragraph, say, say_json
 
 if TYPE_CHECKING:
-    from lbswitch.doctor.check import Check
     from lbswitch.doctor.examine import Report
     from lbswitch.doctor.finding import Finding
 
+_SHOWN = 3  # of one kind; a thousand services with the same mistake are one mistake
+_NAMED = 5
 _STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
@@ -50,24 +53,25 @@ def doctor(settings: Settings) -> int:
 
 def _tell(report: Report) -> None:
     color = has_color()
-    for check, finding in report.findings:
-        for line in _lines(check, finding, color=color):
-            say(line)
+    for (check, severity), findings in groupby(report.findings, lambda each: (each[0], each[1].severity)):
+        say(f"{paint(str(severity), _STYLES[str(severity)], color=color)} {check.id}")
+        for line in _lines([finding for _, finding in findings]):
+            say(f"  {line}")
     for why, ids in report.not_checked.items():
         say(paint(f"not checked: {paragraph(why, '  ')}", "dim", color=color))
         say(f"  {_wrapped(', '.join(ids))}")
     say(_summary(report))
 
 
-def _lines(check: Check, finding: Finding, *, color: bool) -> list[str]:
-    """What and mend, each on lines of their own."""
-    severity = str(finding.severity)
-    mend = "\n  ".join(_wrapped(line) for line in paragraph(finding.mend).split("\n"))
-    return [
-        f"{paint(severity, _STYLES[severity], color=color)} {check.id}",
-        f"  {_wrapped(paragraph(finding.what))}",
-        f"  mend: {mend}",
-    ]
+def _lines(findings: list[Finding]) -> Iterator[str]:
+    """What and mend of the first, and how many more there are."""
+    for finding in findings[:_SHOWN]:
+        yield _wrapped(paragraph(finding.what))
+        yield "mend: " + "\n  ".join(_wrapped(line) for line in paragraph(finding.mend).split("\n"))
+    if len(findings) > _SHOWN:
+        services = [finding.service for finding in findings[_SHOWN:] if finding.service]
+        listed = ", ".join(services[:_NAMED]) + (", ..." if len(services) > _NAMED else "")
+        yield f"and {len(findings) - _SHOWN} more{f' ({listed})' if listed else ''}; --json has all"
 
 
 def _wrapped(text: str, width: int = 116) -> str:

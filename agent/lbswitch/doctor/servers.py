@@ -65,15 +65,16 @@ def _places(case: Case, service: ServiceConfig, color: Color) -> dict[str, str]:
 
 def _resolved(case: Case) -> Mapping[str, list[str]]:
     """By host, the addresses of all servers; asked for once."""
-    endpoints = [
-        parse_endpoint(server)
-        for service in case.services.values()
-        for color in Color
-        for server in service.pool(color).servers
-    ]
-    hosts = [endpoint.host for endpoint in endpoints if not endpoint.is_unix]
-    found: Mapping[str, list[str]] = case.look_up("resolved", lambda: together(_addresses, hosts))
+    found: Mapping[str, list[str]] = case.look_up("resolved", lambda: together(_addresses, _hosts(case)))
     return found
+
+
+def _hosts(case: Case) -> Iterator[str]:
+    for service in case.services.values():
+        for server in (*service.blue.servers, *service.green.servers):
+            endpoint = parse_endpoint(server)
+            if not endpoint.is_unix:
+                yield endpoint.host
 
 
 def _addresses(host: str) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from lbswitch.balancers import nginx_binds
 from lbswitch.core.values import parse_endpoint
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, warning
-from lbswitch.doctor.words import in_short
+from lbswitch.doctor.words import in_short, user
 from lbswitch.errors import BalancerError, LbswitchError, StateError
 
 
@@ -69,6 +70,7 @@ def not_applied(case: Case) -> Iterator[Finding]:
     """What configuration and templates render to is not what is installed."""
     if case.has_agent and any(case.status["agent"]["config"][key] for key in ("error", "files_error")):
         return  # said already, with the reason
+    _refuse_other_users(case)
     try:
         revision = case.rendered.revision
     except BalancerError as failed:
@@ -79,6 +81,16 @@ def not_applied(case: Case) -> Iterator[Finding]:
             "agent, or the next switch, applies that difference too",
             "look at it: lbswitch render --diff; apply it: lbswitch apply (or start the agent)",
         )
+
+
+def _refuse_other_users(case: Case) -> None:
+    """Who the workers are depends on who renders. Raises: NotChecked."""
+    try:
+        owner = (case.state_dir / "agent.lock").stat().st_uid
+    except OSError:
+        return
+    if not case.is_guest and owner != os.geteuid():
+        raise NotChecked(f"what the agent would render only its own user ({user(owner)}) can tell")
 
 
 def no_restart(case: Case) -> Iterator[Finding]:
