@@ -125,7 +125,7 @@ def _add_reading(app: FastAPI, agent: Agent) -> None:
     @app.get("/v1/services")
     async def services(detail: bool = False) -> dict[str, Any]:
         """The Status document; with `detail` what is intended, on disk and running, looked at now."""
-        document = documents.status(agent)
+        document = documents.status(agent, await agent.in_thread(documents.about, agent))
         if detail:
             columns = await agent.in_thread(documents.detailed, agent, list(document["services"]))
             for name, found in columns.items():
