@@ -176,7 +176,7 @@ def test_a_service_with_clients_stays_until_a_person_says_otherwise(desk: Desk) 
     """Said once, with the number and the mend; not done behind anybody's back when its clients leave."""
     desk.file, desk.balancer.clients = changed(desk.config, services={"blog": None}), {"blog": 7}
     desk.noticed()
-    said = "blog would be removed: 127.0.0.1:8081, which has 7 client connections now. If that is meant: lbswitch apply"
+    said = "blog would be removed, and its listener 127.0.0.1:8081 has 7 client connections now. If that is meant: "
     assert desk.edits.config_error.startswith(said)
     desk.balancer.clients = {}
     desk.serving.usage.keep([])

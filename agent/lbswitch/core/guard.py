@@ -24,9 +24,9 @@ class Clients:
 
     def __str__(self) -> str:
         if self.count is None:
-            return "whose clients can't be counted from here"
+            return "has clients that can't be counted from here"
         what = "1 client connection" if self.count == 1 else f"{self.count} client connections"
-        return f"which has {what} now" if self.ago_s < 1 else f"which had {what} {self.ago_s:.0f} s ago"
+        return f"has {what} now" if self.ago_s < 1 else f"had {what} {self.ago_s:.0f} s ago"
 
 
 def lost_pools(before: Mapping[str, int], after: Mapping[str, int], config: Config) -> list[str]:
@@ -53,23 +53,29 @@ def lost_listeners(before: Config, after: Config, clients: Callable[[str], Clien
 
     `clients` tells who uses a service, or None when nobody does; it is asked only about those that would go.
     """
-    return [f"{change}, {using}" for name, change in _changes(before, after) if (using := clients(name)) is not None]
+    return [
+        f"{name} would {fate}, and its listener {before.services[name].bind} {using}{_heir(before, after, name)}"
+        for name, fate in _fates(before, after)
+        if (using := clients(name)) is not None
+    ]
 
 
-def _changes(before: Config, after: Config) -> Iterator[tuple[str, str]]:
+def _fates(before: Config, after: Config) -> Iterator[tuple[str, str]]:
     for name, service in before.services.items():
         old = parse_endpoint(service.bind)
         if name not in after.services:
-            yield name, f"{name} would be removed{_heir(old, after)}: {service.bind}"
+            yield name, "be removed"
         elif before.balancer.managed and not _serves(new := parse_endpoint(after.services[name].bind), old):
-            yield name, f"{name} would move to {new}{_heir(old, after)} from {service.bind}"
+            yield name, f"move to {new}"
 
 
-def _heir(old: Endpoint, after: Config) -> str:
+def _heir(before: Config, after: Config, name: str) -> str:
     """Who would listen there instead."""
-    for name, service in after.services.items():
+    old = parse_endpoint(before.services[name].bind)
+    for other, service in after.services.items():
         if _serves(parse_endpoint(service.bind), old):
-            return f" and its clients would get {name}"
+            color = "" if other in before.services else f", beginning on {service.initial}"
+            return f" ({other} would take it over{color})"
     return ""
 
 

@@ -53,15 +53,16 @@ def test_a_service_that_nobody_uses_may_go() -> None:
 def test_a_service_with_clients_may_not_go() -> None:
     """From two services to one."""
     assert lost_listeners(TWO, SHOP, ask(blog=USED)) == [
-        "blog would be removed: 127.0.0.1:8081, which has 8 client connections now"
+        "blog would be removed, and its listener 127.0.0.1:8081 has 8 client connections now"
     ]
 
 
 def test_a_renamed_service_is_removed_even_if_another_listens_there() -> None:
     """Its clients would get a service that begins on its initial color."""
-    (lost,) = lost_listeners(SHOP, config_of(store="127.0.0.1:8080"), ask(shop=Clients(1, 12.3)))
-    assert "shop would be removed and its clients would get store: 127.0.0.1:8080" in lost
-    assert "which had 1 client connection 12 s ago" in lost
+    assert lost_listeners(SHOP, config_of(store="127.0.0.1:8080"), ask(shop=Clients(1, 12.3))) == [
+        "shop would be removed, and its listener 127.0.0.1:8080 had 1 client connection 12 s ago "
+        "(store would take it over, beginning on blue)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,4 +92,4 @@ def test_the_listener_of_a_guest_is_not_moved_by_our_configuration() -> None:
 
 def test_clients_that_nobody_can_count_are_clients() -> None:
     (lost,) = lost_listeners(TWO, SHOP, ask(blog=Clients(None)))
-    assert lost.endswith("whose clients can't be counted from here")
+    assert lost.endswith("127.0.0.1:8081 has clients that can't be counted from here")
