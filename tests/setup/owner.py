@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.agent import Said, _environment, make_short_directory
+from tests.support.agent import Agent, Said, _environment, make_short_directory
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 
@@ -67,6 +67,14 @@ class Owner:
             found[str(path)] = (what, status.st_mode, status.st_uid, status.st_gid)
         return found
 
+    def serves(self) -> str:
+        """The color that a client reaches."""
+        return self.get(self.url, host="shop.example").partition(" ")[0]
+
+    def agent(self) -> Agent:
+        """Its agent, not yet started."""
+        return _GuestsAgent(self)
+
     def close(self) -> None:
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -97,6 +105,21 @@ class Owner:
         path.write_bytes(text)
 
 
+class _GuestsAgent(Agent):
+    """An agent with the configuration that init wrote; the balancer is not its to stop."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._is_ours = False
+        self.directory = owner.directory
+        self.config_path, self.state_dir, self.socket = owner.config_path, owner.state_dir, owner.socket
+        self.log_path = owner.directory / "agent.log"
+        self.env = owner.env
+        self._process = None
+
+    def balancer_stop(self) -> int:
+        return 0
+
+
 class NginxOwner(Owner):
     """Debian's nginx with its default site, and the operator's `shop` with TLS in sites-available."""
 
@@ -105,7 +128,7 @@ class NginxOwner(Owner):
         self.root = self.etc / "nginx"
         self.main = self.root / "nginx.conf"
         self.port, self.tls = free_port(), free_port()
-        self.url = f"https://127.0.0.1:{self.tls}/version"
+        self.url = f"https://127.0.0.1:{self.tls}/"
         self.plain_url = f"http://127.0.0.1:{self.port}/"
         shutil.copytree(PACKAGED_NGINX, self.root, symlinks=True)
         self._relocate()
@@ -158,7 +181,7 @@ class HAProxyOwner(Owner):
         super().__init__()
         self.root = self.etc / "haproxy"
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/version"
+        self.url = f"http://127.0.0.1:{self.port}/"
         shutil.copytree(PACKAGED_HAPROXY, self.root, symlinks=True)
         self.main = self.root / "haproxy.cfg"
         self.master_socket = self.directory / "master.sock"

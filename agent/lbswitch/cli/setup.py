@@ -46,6 +46,7 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option("--verify-host", metavar="NAME", help="The host name that reaches the service."),
     click.option("--verify-prefix", metavar="PATH", help="HAProxy: what the path begins with, where that chooses."),
     click.option("--verify-tls/--no-verify-tls", default=None, help="Whether --bind speaks TLS."),
+    click.option("--user", metavar="NAME", help="Whose lbswitch's files are; lbswitch if there is such a user."),
     click.option(
         "--tune/--no-tune", default=True, help="HAProxy: add settings without which a reload loses requests; on."
     ),
@@ -105,9 +106,7 @@ def init(settings: Settings, /, restart: bool, yes: bool, dry_run: bool, **given
     else:
         _tell_outcome(outcome, f"{plan.service}: {_count(outcome)} written and checked", "the listener shows it")
         if not outcome.todo:
-            say(
-                f"next: start the agent (systemctl start lbswitch, or: lbswitch agent); lbswitch -s {plan.service} status"
-            )
+            say("next: start the agent (systemctl start lbswitch, or: lbswitch agent), then look: lbswitch status")
     return 0
 
 

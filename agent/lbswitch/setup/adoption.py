@@ -74,6 +74,8 @@ def choose_pools(
     given = {Color.BLUE: wishes.blue, Color.GREEN: wishes.green}
     if not any([*names.values(), *given.values()]):
         names = _proposed(ask, pools, used, word)
+    elif names[Color.BLUE] is not None and names[Color.GREEN] is None and not wishes.green:
+        names[Color.GREEN] = next((green for blue, green in pairs_in(pools) if blue == names[Color.BLUE]), None)
     servers = {color: given[color] or _of(names[color], pools, word) for color in Color}
     for color in Color:
         servers[color] = servers[color] or _asked(ask, color)

@@ -7,6 +7,7 @@ next `init` or `uninstall`, puts every file back and has the balancer read them 
 from __future__ import annotations
 
 import os
+import pwd
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -195,6 +196,8 @@ class _Transaction:
 
     def _finish(self) -> None:
         plan, record = self._plan, self._record
+        if plan.user is not None:
+            give(plan.user, Path(str(plan.config.balancer.output_dir)), plan.state_dir)
         self._step("finish")
         record.keep(plan.changes)
         record.services[plan.service] = plan.original
@@ -326,6 +329,15 @@ def restart_unit(unit: str) -> None:
         raise StartFailed(f"{unit} was not restarted: {error}") from error
     if not result.ok:
         raise StartFailed(f"{unit} was not restarted: {result.output.strip()}")
+
+
+def give(user: str, *directories: Path) -> None:
+    """Make what lies there the agent's, but for the record, which holds the owner's files. Raises: OSError."""
+    found = pwd.getpwnam(user)
+    for directory in directories:
+        inside = (path for path in directory.rglob("*") if "init" not in path.relative_to(directory).parts[:1])
+        for path in [directory, *inside]:
+            os.chown(path, found.pw_uid, found.pw_gid, follow_symlinks=False)
 
 
 def refuse_unwritable(changes: Iterable[FileChange]) -> None:

@@ -72,8 +72,10 @@ def _takes_part(server: Directive) -> bool:
 
 
 def _settings(inside: list[Directive]) -> Iterator[str]:
+    """What lbswitch's pools have not: they keep connections and share a zone, too."""
     for each in inside:
-        if (each.name != "server" and each.name != "include") or (each.name == "server" and len(each.args) > 1):
+        is_plain = each.name in ("include", "zone") or each.name.startswith("keepalive")
+        if len(each.args) > 1 if each.name == "server" else not is_plain:
             yield str(each)
 
 

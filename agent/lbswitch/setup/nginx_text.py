@@ -5,9 +5,11 @@ The rules are those of ngx_conf_read_token.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+_LUA = re.compile(rb"""[{}]|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|--[^\n]*""", re.DOTALL)
 _BLANK = b" \t\r\n"
 _END_WORD = b" \t\r\n;{"
 
@@ -101,9 +103,10 @@ def _text(raw: bytes) -> str:
 
 
 def _after_block(content: bytes, place: int) -> int:
-    """Behind the brace that closes a block of Lua, counting braces."""
+    """Behind the brace that closes a block of Lua: braces are counted, those in its strings are not."""
     depth = 1
-    while place < len(content) and depth:
-        depth += {b"{": 1, b"}": -1}.get(content[place : place + 1], 0)
-        place += 1
-    return place
+    for part in _LUA.finditer(content, place):
+        depth += {b"{": 1, b"}": -1}.get(part[0], 0)
+        if not depth:
+            return part.end()
+    return len(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ class Plan:
     by_hand: tuple[str, ...] = ()
     restart: str | None = None
     unit: str = ""
+    user: str | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -144,10 +146,12 @@ def _choose_balancer(wishes: Wishes, ask: Ask) -> Found | None:
         return None
     if len(running) == 1:
         return running[0]
-    options = [Option(str(number), str(each)) for number, each in enumerate(running)]
-    flag = "--balancer" if len({each.kind for each in running}) > 1 else f"--{running[0].kind}-config"
+    kinds = {each.kind for each in running}
+    by_name = {str(each.kind) if len(kinds) == len(running) else each.config[0]: each for each in running}
+    flag = "--balancer" if len(kinds) == len(running) else " or ".join(f"--{kind}-config" for kind in sorted(kinds))
+    options = [Option(name, str(each)) for name, each in by_name.items()]
     why = "One lbswitch.yaml is about one balancer."
-    return running[int(ask.choose(flag, "Several balancers are here; which one is it about?", why, options, None))]
+    return by_name[ask.choose(flag, "Several balancers are here; which one is it about?", why, options, None)]
 
 
 def _is_lbswitchs(found: Found) -> bool:
@@ -248,7 +252,22 @@ def _guest(wishes: Wishes, ask: Ask, existing: tuple[str, Config] | None, found:
         (*adopted.by_hand, *filter(None, [loading.by_hand])),
         loading.restart,
         found.unit,
+        agent_user(wishes.user),
     )
+
+
+def agent_user(wanted: str | None) -> str | None:
+    """Who the agent runs as, if that is not whoever runs this. Raises: InvalidRequest."""
+    if os.geteuid() != 0:
+        return None
+    name = wanted or "lbswitch"
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        if wanted is not None:
+            raise InvalidRequest(f"--user {wanted}: there is no such user on this host") from None
+        return None
+    return name
 
 
 def _refuse_container(wishes: Wishes, found: Found) -> None:

@@ -97,7 +97,7 @@ def _restored(path: Path, kept: Kept, output: Path, record: Record, *, force: bo
             return FileChange(path, now, kept.original)
         raise NotOurs(f"{path} is lbswitch's and was edited since: remove it by hand, or use --force")
     after = replace(now, data=_taken_out(path, now, kept))
-    left = list(_left_behind(path, after.data, output, record))
+    left = list(_left_behind(path, now.data, after.data, output, record))
     if left:
         raise NotOurs("\n".join(left))
     return FileChange(path, now, after)
@@ -110,13 +110,14 @@ def _taken_out(path: Path, now: Content, kept: Kept) -> bytes:
         raise NotOurs(f"{path}: {problem}; write what was there before by hand") from None
 
 
-def _left_behind(path: Path, data: bytes, output: Path, record: Record) -> Iterator[str]:
+def _left_behind(path: Path, now: bytes, after: bytes, output: Path, record: Record) -> Iterator[str]:
     """Lines that would lead nowhere once lbswitch's files are gone."""
     names = "|".join(re.escape(name.replace("-", "_")) for name in record.services)
     pattern = re.compile(rf"\$lbswitch_(?:{names})\b|lbswitch_(?:{names})_|{re.escape(str(output))}/")
-    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
-        code = line.split("#", 1)[0]
-        if pattern.search(code):
+    left = set(after.splitlines())
+    for number, raw in enumerate(now.splitlines(), 1):
+        line = raw.decode(errors="replace")
+        if raw in left and pattern.search(line.split("#", 1)[0]):
             yield f"{path}:{number}: `{line.strip()}` is about lbswitch and is not a line that init wrote: take it out"
 
 
@@ -217,7 +218,8 @@ class _Undoing:
             )
             return
         for path in clear_output(self._removal.output, record.made):
-            self._outcome.todo.append(f"{path} was made by init and is left, because it is not empty")
+            if path != str(record.config_path.parent):
+                self._outcome.todo.append(f"{path} was made by init and is left, because it is not empty")
         record.remove()
         self._outcome.changed.append(str(self._removal.output))
 

@@ -46,3 +46,4 @@ class Wishes:
     verify_prefix: str | None = None
     verify_tls: bool | None = None
     tune: bool = True
+    user: str | None = None
