@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from lbswitch.balancers.control import Control
 from lbswitch.balancers.haproxy_lines import lines
 from lbswitch.balancers.haproxy_master import socket_option
-from lbswitch.balancers.haproxy_owner import Owner, Section
+from lbswitch.balancers.haproxy_owner import Loaded, Owner, Section
 from lbswitch.core.config import Config
 from lbswitch.core.config import Control as Kind
 from lbswitch.errors import CheckFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A line of the owner's that sends requests to the backends of a service, and where it stands."""
+
+    section: Section
+    line: str
+    service: str
 
 
 class GuestWarnings:
@@ -31,12 +41,14 @@ class GuestWarnings:
     def all(self) -> list[str]:
         """Empty when the files are as they should be, or can't be looked at."""
         try:
-            sections = self._owner.sections()
+            loaded = self._owner.look()
+            sections = self._owner.sections(loaded)
+            uses = list(_uses(sections))
             return [
-                *self._not_loaded(),
-                *self._not_used(sections),
-                *self._left_behind(sections),
-                *self._settings(sections),
+                *self._not_loaded(loaded),
+                *self._not_used(sections, uses),
+                *self._left_behind(uses),
+                *self._settings(sections, uses),
             ]
         except CheckFailed as error:
             return [str(error)]
@@ -49,7 +61,7 @@ class GuestWarnings:
                 f"`weights: {{sticky: none}}` to services.{service}, and to the frontend, in place of its use_backend "
                 f"line:\n{_block(self._with_weights(service))}"
             )
-        sections = self._owner.sections()
+        sections = self._owner.sections(self._owner.look())
         map_file = str(self._seen(Path(self._config.balancer.output_dir or "/") / "weights.map"))
         reads = [section for section in sections if any(_weighs(line, service, map_file) for line in section.lines)]
         if reads or not any(section.kind for section in sections):
@@ -66,16 +78,15 @@ class GuestWarnings:
 
     # -- the three steps of the owner --------------------------------------------------------------------------
 
-    def _not_loaded(self) -> Iterator[str]:
-        if self._owner.loads_ours():
+    def _not_loaded(self, loaded: Loaded) -> Iterator[str]:
+        if loaded.ours:
             return
         ours = self._seen(self._ours)
-        named = self._owner.command_line().files
         what = f"HAProxy does not load {ours}"
         if self._control.kind is Kind.DOCKER:
             yield f"{what}: add -f {ours} to the command of its container"
             return
-        directory = next((path for path in named if Path(path).is_dir()), None)
+        directory = next((path for path in loaded.command.files if Path(path).is_dir()), None)
         if directory is not None:
             yield f"{what}: ln -s {ours} {directory}/lbswitch.cfg, then {self._control.how_to('reload')}"
             return
@@ -85,27 +96,32 @@ class GuestWarnings:
             f'EXTRAOPTS="{options}"), then {self._control.how_to("restart")}'
         )
 
-    def _not_used(self, sections: list[Section]) -> Iterator[str]:
+    def _not_used(self, sections: list[Section], uses: list[Use]) -> Iterator[str]:
         if not any(section.kind for section in sections):
             return  # the owner's files can't be read
+        first = {use.service: use for use in reversed(uses)}
+        choices = {name for section in sections for line in section.lines for name in self._choices(line)}
         for service in self._config.services:
-            uses = [line for section in sections for line in section.lines if _uses(line, service)]
-            wanted = lines(self._config, service, self._seen)
-            if not uses:
-                yield f"no frontend of the owner's uses the backends of {service}; write into it:\n{_block(wanted)}"
-            elif not any(_chooses(section, service, self._live_map()) for section in sections):
+            wanted = f"\n{_block(lines(self._config, service, self._seen))}"
+            if service not in first:
+                yield f"no frontend of the owner's uses the backends of {service}; write into it:{wanted}"
+            elif service not in choices:
                 yield (
-                    f"{service}: the line `{uses[0]}` does not look into {self._live_map()}, so that no switch moves "
-                    f"it; write instead:\n{_block(wanted)}"
+                    f"{service}: the line `{first[service].line}` does not look into {self._live_map()}, so that no "
+                    f"switch moves it; write instead:{wanted}"
                 )
 
-    def _left_behind(self, sections: list[Section]) -> Iterator[str]:
+    def _choices(self, line: str) -> list[str]:
+        """The services whose color this line looks up."""
+        return re.findall(rf"str\(([a-z0-9_-]+)\),map\({re.escape(self._live_map())}\b", line)
+
+    def _left_behind(self, uses: list[Use]) -> Iterator[str]:
         """Lines of services that are gone: HAProxy answers 503, or goes on with the next line, and says nothing."""
-        for section, line, service in _all_uses(sections):
-            if service not in self._config.services:
+        for use in uses:
+            if use.service not in self._config.services:
                 yield (
-                    f"{section.kind} {section.name}: the line `{line}` sends requests to backends of a service "
-                    f"{service} that is not in lbswitch.yaml: take the line out, or configure the service"
+                    f"{use.section.kind} {use.section.name}: the line `{use.line}` sends requests to backends of a "
+                    f"service {use.service} that is not in lbswitch.yaml: take the line out, or configure the service"
                 )
 
     def refuse_in_use(self, gone: Collection[str]) -> None:
@@ -113,11 +129,11 @@ class GuestWarnings:
 
         Raises: CheckFailed.
         """
-        sections = self._owner.sections() if gone else []
-        used = [(section, line, service) for section, line, service in _all_uses(sections) if service in gone]
+        sections = self._owner.sections(self._owner.look()) if gone else []
+        used = [use for use in _uses(sections) if use.service in gone]
         if used:
-            names = ", ".join(sorted({service for _, _, service in used}))
-            listed = "\n".join(f"{section.kind} {section.name}: {line}" for section, line, _ in used)
+            names = ", ".join(sorted({use.service for use in used}))
+            listed = "\n".join(f"{use.section.kind} {use.section.name}: {use.line}" for use in used)
             raise CheckFailed(
                 f"the owner's configuration still sends requests to {names}, nothing was changed: take these lines out "
                 f"first, and reload HAProxy:\n{listed}"
@@ -128,12 +144,12 @@ class GuestWarnings:
 
     # -- settings that make reloads harmless ---------------------------------------------------------------------
 
-    def _settings(self, sections: list[Section]) -> Iterator[str]:
+    def _settings(self, sections: list[Section], uses: list[Use]) -> Iterator[str]:
         if not any(section.kind == "global" for section in sections):
             return
         everywhere = [section for section in sections if section.kind == "defaults"]
-        uses = [s for s in sections if any(_uses(line, name) for line in s.lines for name in self._config.services)]
-        if uses and not any(section.has("option idle-close-on-response") for section in [*everywhere, *uses]):
+        places = [*everywhere, *(use.section for use in uses)]
+        if uses and not any(section.has("option idle-close-on-response") for section in places):
             yield (
                 "a reload of HAProxy closes idle keep-alive connections, which loses requests that are on their way: "
                 "write `option idle-close-on-response` into its defaults or into the frontend"
@@ -154,24 +170,13 @@ class GuestWarnings:
 _USE = re.compile(r"(?:use|default)_backend lbswitch_(?P<service>[a-z][a-z0-9_-]*)_(?:%\[|blue\b|green\b)")
 
 
-def _all_uses(sections: list[Section]) -> Iterator[tuple[Section, str, str]]:
-    """Section, line and service of every line that leads to backends of lbswitch's."""
+def _uses(sections: list[Section]) -> Iterator[Use]:
+    """Every line that leads to backends of lbswitch's."""
     for section in sections:
         for line in section.lines:
             match = _USE.match(line)
             if match:
-                yield section, line, match["service"]
-
-
-def _uses(line: str, service: str) -> bool:
-    """Whether it sends requests to the backends of this service, by whatever expression."""
-    match = _USE.match(line)
-    return match is not None and match["service"] == service
-
-
-def _chooses(section: Section, service: str, live_map: str) -> bool:
-    """Whether the frontend looks the color up."""
-    return any(f"str({service}),map({live_map}" in line for line in section.lines)
+                yield Use(section, line, match["service"])
 
 
 def _weighs(line: str, service: str, weights_map: str) -> bool:

@@ -65,6 +65,24 @@ class Section:
         return any(line == words or line.startswith(f"{words} ") for line in self.lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What HAProxy would load, in its order, found by one look.
+
+    `base` is where relative paths begin; `ours` are the paths that lead to our file, by whatever links.
+    """
+
+    command: CommandLine
+    base: str
+    files: tuple[str, ...]
+    ours: frozenset[str]
+
+    @property
+    def theirs(self) -> list[str]:
+        """The owner's own files."""
+        return [file for file in self.files if file not in self.ours]
+
+
 class Owner:
     """Everything is looked up when it is asked for: the owner may edit, reload and restart at any time."""
 
@@ -74,6 +92,22 @@ class Owner:
         self._configured = tuple(map(str, balancer.config or ()))
         self._ours = ours
 
+    def look(self) -> Loaded:
+        """By the running master's command line; by `balancer.config` when it is down. Raises: CheckFailed."""
+        command = self.command_line()
+        base = self.base(command)
+        files = tuple(self.files(command, base))
+        return Loaded(command, base, files, frozenset(file for file in files if self.is_ours(base, file)))
+
+    def loads_ours(self) -> bool:
+        """Whether our file is among those that are loaded. Raises: CheckFailed."""
+        return bool(self.look().ours)
+
+    def files(self, command: CommandLine, base: str | None = None) -> list[str]:
+        """What HAProxy would load, in its order."""
+        start = self.base(command) if base is None else base
+        return [file for named in command.files for file in self._expanded(start, named)]
+
     def command_line(self) -> CommandLine:
         """The running master's; when it is down, what `balancer.config` names."""
         argv = self._control.arguments()
@@ -82,23 +116,27 @@ class Owner:
             return CommandLine("haproxy", self._configured)
         return found
 
+    def sections(self, loaded: Loaded) -> list[Section]:
+        """All sections of the owner's readable files, in order."""
+        return [section for file in loaded.theirs for section in _sections(self._text(loaded.base, file))]
+
+    def _text(self, base: str, file: str) -> str:
+        try:
+            return self._control.read(Path(base, file)).decode(errors="replace")
+        except OSError:
+            return ""
+
     def base(self, command: CommandLine) -> str:
         """The directory that relative paths begin at: -C, in the directory that the master runs in."""
-        own = "/"
         pid = self._control.pid() if self._control.kind is not Kind.DOCKER else None
-        if pid is not None:
-            try:
-                own = str(Path(f"/proc/{pid}/cwd").readlink())
-            except OSError:  # another user's; systemd starts services in /
-                own = "/"
+        try:
+            own = "/" if pid is None else str(Path(f"/proc/{pid}/cwd").readlink())
+        except OSError:  # another user's; systemd starts services in /
+            own = "/"
         return str(Path(own, command.directory or ""))
 
-    def files(self, command: CommandLine) -> list[str]:
-        """What HAProxy would load, in its order: a directory stands for its *.cfg files, which are not hidden."""
-        base = self.base(command)
-        return [file for named in command.files for file in self._expanded(base, named)]
-
     def _expanded(self, base: str, named: str) -> list[str]:
+        """A directory stands for its *.cfg files, which are not hidden."""
         path = Path(base, named)
         try:
             names = self._control.names(path)
@@ -109,12 +147,12 @@ class Owner:
         return [str(path / name) for name in sorted(names) if name.endswith(".cfg") and not name.startswith(".")]
 
     def is_ours(self, base: str, file: str) -> bool:
-        """Whether this path leads to our file, by whatever links."""
+        """Whether this path leads to our file, by whatever links. Raises: CheckFailed."""
         path = Path(base, file)
         if self._control.kind is not Kind.DOCKER:
             return os.path.realpath(path) == os.path.realpath(self._ours)
         ours = self._control.seen(self._ours)
-        return path == ours or (path.suffix == ".cfg" and self._resolved(path) == self._resolved(ours))
+        return path == ours or self._resolved(path) == self._resolved(ours)
 
     def _resolved(self, path: Path) -> str:
         """In the container; a path that leads nowhere is itself."""
@@ -123,29 +161,6 @@ class Owner:
         except (OSError, procs.TimedOut, BalancerMissing):
             return str(path)
         return done.output.strip() if done.ok else str(path)
-
-    def loads_ours(self) -> bool:
-        """Whether our file is among those that are loaded."""
-        command = self.command_line()
-        base = self.base(command)
-        return any(self.is_ours(base, file) for file in self.files(command))
-
-    def texts(self) -> dict[str, str]:
-        """The owner's own files that can be read, by their paths."""
-        command = self.command_line()
-        base = self.base(command)
-        found: dict[str, str] = {}
-        for file in self.files(command):
-            if not self.is_ours(base, file):
-                try:
-                    found[file] = self._control.read(Path(base, file)).decode(errors="replace")
-                except OSError:
-                    continue
-        return found
-
-    def sections(self) -> list[Section]:
-        """All sections of the owner's readable files, in order."""
-        return [section for text in self.texts().values() for section in _sections(text)]
 
 
 _KINDS = (

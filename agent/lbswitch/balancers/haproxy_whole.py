@@ -14,7 +14,7 @@ from lbswitch import procs
 from lbswitch.balancers.control import Control
 from lbswitch.balancers.haproxy_guest_rendering import FILE
 from lbswitch.balancers.haproxy_maps import MapFiles
-from lbswitch.balancers.haproxy_owner import CommandLine, Owner
+from lbswitch.balancers.haproxy_owner import CommandLine, Loaded, Owner
 from lbswitch.balancers.haproxy_program import alerts
 from lbswitch.core.config import BalancerConfig
 from lbswitch.core.config import Control as Kind
@@ -46,10 +46,10 @@ class Whole:
 
     def check(self, rendered: Rendered) -> None:
         """With our file in its place, or at the end if nothing leads to it yet. Raises: CheckFailed, StateError."""
-        command = self._owner.command_line()
-        base = self._owner.base(command)
+        loaded = self._owner.look()
+        command, base = loaded.command, loaded.base
         with self._staging() as staging:
-            files = self._in_place(command, base, staging, rendered)
+            files = self._in_place(loaded, staging, rendered)
             argv = [self._program(command), "-c", *command.kept]
             if self._control.kind is not Kind.DOCKER or command.directory is not None:
                 argv += ["-C", base]
@@ -61,16 +61,16 @@ class Whole:
             words += self._rights(base, files)
             raise CheckFailed(f"HAProxy refuses the configuration as a whole, nothing was changed:\n{words}")
 
-    def _in_place(self, command: CommandLine, base: str, staging: Path, rendered: Rendered) -> dict[str, str]:
+    def _in_place(self, loaded: Loaded, staging: Path, rendered: Rendered) -> dict[str, str]:
         """The files to check, in order, with the names that messages should give them."""
         stand_ins = self._stand_ins(staging)
         ours = str(self._control.seen(_write(staging / FILE, _replaced(rendered.files[0].content, stand_ins))))
         files: dict[str, str] = {}
-        for number, file in enumerate(self._owner.files(command)):
-            if self._owner.is_ours(base, file):
+        for number, file in enumerate(loaded.files):
+            if file in loaded.ours:
                 files[ours] = FILE
             else:
-                files[self._without_missing(base, file, staging / f"{number}.cfg", stand_ins)] = file
+                files[self._without_missing(loaded.base, file, staging / f"{number}.cfg", stand_ins)] = file
         files.setdefault(ours, FILE)
         return files
 
