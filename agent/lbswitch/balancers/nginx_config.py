@@ -95,11 +95,15 @@ class NginxConfig:
 
     def effective(self, name: str, around: tuple[Directive, ...]) -> Directive | None:
         """What nginx inherits to the innermost of these blocks: its own directive, or that of the next one outward."""
-        for block in reversed(around):
-            for directive in _flat(block.block or ()):
-                if directive.name == name:
-                    return directive
-        return next((directive for directive in _flat(self.top) if directive.name == name), None)
+        return next(iter(self.effective_all(name, around)), None)
+
+    def effective_all(self, name: str, around: tuple[Directive, ...]) -> list[Directive]:
+        """The same of a directive that may be there several times: all those of the innermost block that has any."""
+        for inside in (*(block.block or () for block in reversed(around)), self.top):
+            found = [directive for directive in _flat(inside) if directive.name == name]
+            if found:
+                return found
+        return []
 
 
 def load(texts: Mapping[str, str], main: str) -> NginxConfig:

@@ -24,7 +24,7 @@ from lbswitch.errors import BalancerMissing, CheckFailed
 from lbswitch.ports import Rendered
 
 _CHECK_S = 60.0  # a thousand services with host names to resolve
-_STAGING = ".check-"
+_STAGING = ".lbswitch-check-"
 _FORGOTTEN_S = 600.0
 _LONGEST_SOCKET = 107  # unix(7)
 # What nginx opens once all files are read has no line; what may be opened here says nothing about the configuration.
@@ -97,39 +97,32 @@ class Checker:
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
         """An empty directory that nginx can see, for nobody else to look into. Raises: CheckFailed."""
+        in_container = self._control.kind is Kind.DOCKER
         try:
-            with contextlib.ExitStack() as stack:
-                if self._control.kind is Kind.DOCKER:
-                    place = stack.enter_context(_hidden(self._output))
-                else:
-                    place = Path(stack.enter_context(_temporary_directory()))
-                yield place
+            if in_container:
+                _remove_forgotten(self._output)
+            # Not a TemporaryDirectory: in it are symlinks to the owner's files, whose modes that might change.
+            outer = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._output if in_container else None))  # mode 0700
         except OSError as error:
             raise CheckFailed(f"nowhere to check: {error.strerror}: {error.filename}; nothing was changed") from error
+        try:
+            yield _hidden(outer) if in_container else outer
+        finally:
+            shutil.rmtree(outer, ignore_errors=True)
 
 
-def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="lbswitch-check-", ignore_cleanup_errors=True)  # mode 0700
-
-
-@contextlib.contextmanager
-def _hidden(output: Path) -> Iterator[Path]:
+def _hidden(outer: Path) -> Path:
     """In a container nginx may be any user: a directory for all of them, behind one that can't be listed."""
-    with contextlib.suppress(FileNotFoundError):
-        _remove_forgotten(output)
-    outer = Path(tempfile.mkdtemp(prefix=_STAGING, dir=output))
-    try:
-        outer.chmod(0o711)
-        inner = outer / secrets.token_hex(16)
-        inner.mkdir()
-        inner.chmod(0o755)
-        yield inner
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
+    inner = outer / secrets.token_hex(16)
+    inner.mkdir()
+    inner.chmod(0o755)
+    outer.chmod(0o711)
+    return inner
 
 
 def _remove_forgotten(output: Path) -> None:
     """What an agent that was killed during a check has left."""
     for path in output.glob(f"{_STAGING}*"):
-        if path.stat().st_mtime < time.time() - _FORGOTTEN_S:
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - _FORGOTTEN_S:
+                shutil.rmtree(path, ignore_errors=True)

@@ -96,8 +96,8 @@ class Owner:
         return frozenset(name for argument in arguments for name in _OURS.findall(argument))
 
     def hindrances(self) -> list[str]:
-        """What in the owner's settings makes a switch late, or keeps it from being seen, as sentences."""
-        return [sentence for service in self.config.services for sentence in self._hindrances_of(service)]
+        """What in the owner's settings makes a switch late, keeps it from being seen, or shows, as sentences."""
+        return [*(each for service in self.config.services for each in self._hindrances_of(service)), *self._hosts()]
 
     def _hindrances_of(self, service: str) -> Iterator[str]:
         for place in self.places(server_file(service)):
@@ -118,6 +118,18 @@ class Owner:
                 yield (
                     f"services.{service}.weights.sticky names a header with _, which nginx drops {where}: write "
                     "`underscores_in_headers on;` into the first server block of that address"
+                )
+
+    def _hosts(self) -> Iterator[str]:
+        """Without a word about it, nginx sends the name of the upstream as Host, and ours is the color's."""
+        for place in self.found.find("proxy_pass"):
+            if not _OURS.search(" ".join(place.directive.args)):
+                continue
+            headers = self.found.effective_all("proxy_set_header", place.around)
+            if not any(header.args and header.args[0].lower() == "host" for header in headers):
+                yield (
+                    f"{place.directive.where}: the servers get the name of a pool as Host header, another one for each "
+                    "color: write `proxy_set_header Host $host;` beside that proxy_pass"
                 )
 
     def _needs_underscores(self, service: str, place: Place) -> bool:

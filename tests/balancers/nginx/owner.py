@@ -15,8 +15,9 @@ from lbswitch.core.model import Color, Intent, Route, ServiceIntent
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 
+_WORKERS = 2
 _MAIN = """\
-worker_processes 2;
+worker_processes {workers};
 pid {base}/nginx.pid;
 error_log {base}/log/error.log;
 {user}
@@ -61,6 +62,7 @@ server {{
     include {base}/lbswitch/current/shop.server.conf;
     location / {{
         proxy_pass http://$lbswitch_shop;
+        proxy_set_header Host $host;
         proxy_http_version 1.1;
         proxy_set_header Connection "";
     }}
@@ -78,6 +80,7 @@ server {{
     include {base}/lbswitch/current/shop.server.conf;
     location / {{
         proxy_pass http://$lbswitch_shop;
+        proxy_set_header Host $host;
     }}
 }}
 """
@@ -94,7 +97,7 @@ class Owner:
         for name in ("etc/conf.d", "etc/sites-available", "etc/sites-enabled", "etc/tls", "log", "tmp", "www"):
             (base / name).mkdir(parents=True)
         (base / "www/index.html").write_text("Welcome to nginx!\n")
-        self.write("nginx.conf", _MAIN, user="user www-data;" if os.geteuid() == 0 else "")
+        self.write("nginx.conf", _MAIN, workers=_WORKERS, user="user www-data;" if os.geteuid() == 0 else "")
         self.write("mime.types", "types {{\n    text/html html;\n}}\n")
         self.write("conf.d/lbswitch.conf", "include {base}/lbswitch/current/http.conf;\n")
         self.site("default", _DEFAULT_SITE)
@@ -144,6 +147,7 @@ class Owner:
     def start(self) -> Self:
         done = self.run()
         assert done.returncode == 0, done.stderr
+        wait_until(lambda: len(self.workers()) == _WORKERS, "all workers are there")
         return self
 
     def start_without_us(self) -> Self:

@@ -236,6 +236,27 @@ def test_no_warnings(guest, owner):
     assert guest().nginx.warnings() == []
 
 
+def test_host_header(guest, owner):
+    """Servers that would be asked for the name of a pool are a warning, unless some level above says otherwise."""
+    site = owner.etc / "sites-available" / "shop"
+    site.write_text(site.read_text().replace("proxy_set_header Host $host;", ""))
+    (warning,) = guest().nginx.warnings()
+    assert warning.startswith(f"{owner.etc}/sites-enabled/shop:6: the servers get the name of a pool as Host header")
+    site.write_text(site.read_text().replace('proxy_set_header Connection "";', ""))
+    owner.write("conf.d/proxy.conf", "proxy_set_header host $http_host;\n")
+    assert guest().nginx.warnings() == []
+
+
+def test_free_reload(guest, owner):
+    """A reload costs idle connections, unless this nginx can keep them and its owner has it do so."""
+    shop = guest()
+    assert shop.nginx.reload_is_free is False
+    if not shop.nginx._program.program().has_min_timeout:
+        pytest.skip("this nginx has no keepalive_min_timeout")
+    owner.write("conf.d/reload.conf", "keepalive_min_timeout 5s;\n")
+    assert guest().nginx.reload_is_free is True
+
+
 def test_header_with_underscore(guest, owner, blue, green):
     """nginx drops such headers unless its owner says otherwise."""
     service = guest_service(owner, blue, green, weights={"sticky": "header:X_User"})
