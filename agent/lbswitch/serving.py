@@ -73,6 +73,7 @@ class Serving:
         self.before_change: Callable[[str], object] = lambda _what: None
         self._pending: Undo | None = None
         self._moves = 0
+        self._reconfiguring = False
         self._events = events
         self._step = on_step or (lambda _name: None)
 
@@ -80,7 +81,12 @@ class Serving:
 
     def look(self, service: str) -> Sight:
         """Ask the service's listener once and remember whether it shows what is intended."""
-        intent, moves = self.intent.services[service], self._moves
+        if self._reconfiguring:  # neither the old services nor the new ones could be judged
+            with self.mutex:
+                pass
+        intent, moves = self.intent.services.get(service), self._moves
+        if intent is None:
+            return Sight(verified=False, detail=f"{service} is not served any more", at=time.time())
         try:
             sight = self._compare(service, intent, self._observe(service))
         except NotSeen as error:
@@ -316,6 +322,7 @@ class Serving:
             after, revision = self._intent_for(config), self.balancer.intended_revision()
             before = (self.config, self.balancer, self.intent, self.files_problem)
             has_begun = False
+            self._reconfiguring = True
             self.config, self.balancer = config, balancer
             try:
                 files = self.changed_files(after, may_empty=force)
@@ -326,6 +333,8 @@ class Serving:
                 if has_begun:
                     self._return_to(revision)
                 raise
+            finally:
+                self._reconfiguring = False
             self.usage.keep(config.services)
             return files is not None
 
@@ -380,19 +389,23 @@ class Serving:
         if files is not None:
             self._step("install")
             balancer.install(files)
-            self._reload_and_see(before, both)
+            self._reload_and_see(before, both, after)
         self._step("commit")
         balancer.commit(after, after.services)
         self.intent = after
         self.sights = {name: sight for name, sight in self.sights.items() if name in after.services}
         self.usage.keep(config.services)
 
-    def _reload_and_see(self, before: Intent, both: Intent) -> None:
-        """New workers serve before any route moves: the old ones know other pools."""
+    def _reload_and_see(self, before: Intent, both: Intent, after: Intent) -> None:
+        """New workers serve before any route moves: the old ones know other pools.
+
+        A service that is switched by reloading has moved with the files already.
+        """
         self._step("reload")
         self.balancer.reload()
         for name in [name for name in self.config.services if name in before.services][:1]:
-            self._see(name, both.services[name], _ANSWERS_AFTER_RELOAD)
+            shows = after if self.needs_files(name) else both
+            self._see(name, shows.services[name], _ANSWERS_AFTER_RELOAD)
 
     def stand(self) -> Standing:
         """What to go back to with `forgo`."""
@@ -502,6 +515,12 @@ class Serving:
 
     def glance(self) -> list[Difference]:
         """What differs, looked at without waiting for operations: some of it may be one that is under way."""
+        if self._reconfiguring:  # neither the old services nor the new ones could be judged
+            with self.mutex:
+                return self._differing()
+        return self._differing()
+
+    def _differing(self) -> list[Difference]:
         with self.usage.own_look():
             return self.balancer.differences(self.intent)
 

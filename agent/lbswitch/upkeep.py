@@ -90,7 +90,7 @@ class Upkeep:
     async def _look_at(self, service: str) -> None:
         before = self._serving.sights.get(service)
         sight = await self._in_thread(self._serving.look, service)
-        if before is None or before.verified == sight.verified:
+        if before is None or before.verified == sight.verified or service not in self._serving.config.services:
             return
         if sight.verified:
             self._events.emit("seen-again", "the listener shows what is intended", service)

@@ -13,16 +13,25 @@ from lbswitch import __version__
 from lbswitch.agent import Agent
 from lbswitch.core.config_text import notes
 from lbswitch.core.model import Color, Intent, Route, ServiceIntent
-from lbswitch.errors import LbswitchError
+from lbswitch.errors import LbswitchError, UnknownService
 from lbswitch.serving import Serving
 
 
 def status(agent: Agent, itself: Mapping[str, Any]) -> dict[str, Any]:
     """All services, and the agent itself, which `about` describes."""
     return {
-        "services": {name: service(agent, name) for name in agent.config.services},
+        "services": {name: service(agent, name) for name in agent.config.services if _is_there(agent, name)},
         "agent": itself,
     }
+
+
+def _is_there(agent: Agent, name: str) -> bool:
+    """Whether all parts know it: a service that is just being added is shown a moment later."""
+    try:
+        agent.monitor.pool(name, Color.BLUE)
+    except UnknownService:
+        return False
+    return name in agent.serving.intent.services
 
 
 def detailed(agent: Agent, names: Collection[str]) -> dict[str, dict[str, Any]]:
