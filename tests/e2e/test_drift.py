@@ -173,12 +173,18 @@ def test_a_repair_survives_every_way_to_spoil_the_pointer(make_site: MakeSite, k
         (old / "shop").mkdir(parents=True)
         (old / "shop" / "blue").touch()
         (old / "shop" / "state").write_text("shop 1 0\n")
-        live.unlink()
-        live.symlink_to("gen-000001")
+        live.with_name("other").symlink_to("gen-000001")
+        live.with_name("other").rename(live)
 
     def replace_by_directory() -> None:
-        live.unlink()
-        live.mkdir()
+        """As often as it takes to be faster than the repair."""
+
+        def replaced() -> bool:
+            live.unlink(missing_ok=True)
+            live.mkdir()
+            return True
+
+        wait_until(replaced, "a directory is there")
 
     hands: list[Callable[[], object]] = [
         (live / "shop" / "green").unlink,

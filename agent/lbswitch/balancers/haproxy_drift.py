@@ -152,7 +152,7 @@ class HAProxyDrift:
     def _shown(self, worker: int, path: Path) -> list[str] | None:
         """The lines of a map, `key value`; None of a worker that does not answer or does not look into this map."""
         try:
-            answer = self._runtime_for(worker).ask(worker, f"show map {self._files.seen(path)}")
+            answer = self._ask(worker, f"show map {self._files.seen(path)}")
         except Unanswered:
             return None
         if answer.startswith(_UNKNOWN_MAP):
@@ -166,10 +166,9 @@ class HAProxyDrift:
         found: list[_Mend] = []
         for worker in self._workers():
             try:
-                runtime = self._runtime_for(worker)
-                found += self._server_mends(worker, runtime.ask(worker, "show servers state"), left_out)
+                found += self._server_mends(worker, self._ask(worker, "show servers state"), left_out)
                 if self._frontends and worker not in self._live.draining:
-                    found += self._frontend_mends(worker, runtime.ask(worker, f"show stat -1 {_FRONTENDS} -1"))
+                    found += self._frontend_mends(worker, self._ask(worker, f"show stat -1 {_FRONTENDS} -1"))
             except Unanswered:
                 continue
         return found
@@ -242,6 +241,13 @@ class HAProxyDrift:
 
     def _current(self) -> tuple[int, ...]:
         return tuple(worker for worker in self._workers() if worker not in self._live.draining)
+
+    def _ask(self, worker: int, command: str) -> str:
+        """The whole answer; one of a worker that ended in the middle of it is none. Raises: Unanswered."""
+        answer = self._runtime_for(worker).ask(worker, command)
+        if answer != "\n" and not answer.endswith("\n\n"):
+            raise Unanswered(f"worker {worker} did not finish its answer to {command!r}")
+        return answer
 
     def _runtime_for(self, worker: int) -> Runtime:
         """A draining worker may keep nobody waiting for long."""

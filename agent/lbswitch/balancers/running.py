@@ -55,8 +55,8 @@ class RunningRevision:
             return []
         self._sort(workers, is_damaged=bool(damaged))
         names = list(intent.services)
-        self._turn = (self._turn + 1) % len(names)
-        found = self._other_revision(names[self._turn], revision)
+        self._turn += 1
+        found = self._other_revision(names[self._turn % len(names)], revision)
         if found is not None:
             return [self._runs(found, revision)]
         if self._tainted:

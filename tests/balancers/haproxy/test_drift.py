@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import socket
+import threading
 from dataclasses import replace
 
 import pytest
@@ -157,3 +159,33 @@ def test_in_an_owners_haproxy_an_edited_file_that_they_reloaded(guest: Guest):
     assert guest.ours.read_text() == text
     assert guest.owner.read_text() == theirs
     assert guest.processes().current != workers
+
+
+def test_half_an_answer_is_no_drift(shop: Managed, tmp_path):
+    """A worker that ends while it tells its map has not lost half of it."""
+    real = shop.directory / "master.sock"
+    real.rename(shop.directory / "real.sock")
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client, socket.socket(socket.AF_UNIX) as behind:
+                behind.connect(str(shop.directory / "real.sock"))
+                behind.sendall(client.recv(65536))
+                behind.shutdown(socket.SHUT_WR)
+                answer = b"".join(iter(lambda: behind.recv(65536), b""))
+                client.sendall(answer if b"master" in answer else answer[: len(answer) // 2])
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(real))
+        listener.listen(16)
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        assert sentences(shop) == []
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    (shop.directory / "real.sock").rename(real)
+    assert sentences(shop) == []
