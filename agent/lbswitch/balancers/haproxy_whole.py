@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -112,6 +113,8 @@ class Whole:
         is_inside = self._control.kind is Kind.DOCKER
         parent = self._files.directory if is_inside else None
         try:
+            if is_inside:
+                self._sweep()
             staging = Path(tempfile.mkdtemp(prefix=".check-" if is_inside else "lbswitch-check-", dir=parent))
             if is_inside:
                 staging.chmod(0o755)  # the container's user may be another one
@@ -124,6 +127,13 @@ class Whole:
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """What an agent left that was killed in a check; one that takes place now is younger."""
+        for path in self._files.directory.glob(".check-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > 2 * _TIMEOUT_S:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _program(self, command: CommandLine) -> str:
         """Raises: BalancerMissing."""

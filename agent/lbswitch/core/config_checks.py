@@ -181,8 +181,8 @@ def _abilities(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) 
 
 
 def _sizes(agent: AgentConfig, balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) -> Iterator[Misplaced]:
-    """HAProxy's limits."""
-    if balancer.kind is not BalancerKind.HAPROXY:
+    """Limits of a HAProxy whose sockets lie where lbswitch has them."""
+    if balancer.kind is not BalancerKind.HAPROXY or not balancer.managed:
         return
     if balancer.workers is not None and balancer.workers > _MOST_THREADS:
         words = f"is {balancer.workers}, but HAProxy has at most {_MOST_THREADS} threads"
