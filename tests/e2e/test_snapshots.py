@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -205,14 +206,38 @@ def test_templates_of_today_are_refused_with_what_differs(make_site: MakeSite, k
     assert site.agent.lbswitch("snapshots", "show", "1", "--diff").code == 0
 
 
+def make_certificate(cert: Path, key: Path) -> None:
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    argv += ["-days", "2", "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(argv, check=True, capture_output=True)
+
+
+def test_a_renewed_certificate_is_no_difference(make_site: MakeSite, tmp_path: Path) -> None:
+    """It stays renewed, and the rest comes back; also where the color is rendered and a switch is a reload."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make_certificate(cert, key)
+    tmp_path.chmod(0o755)
+    site = make_site(switching="reload", tls={"cert": str(cert), "key": str(key)})
+    site.until_known()
+    switch(site, "shop", "green")
+    make_certificate(cert, key)
+    site.config["services"]["shop"]["timeouts"] = {"read": "9s"}
+    applied(site)
+    code, answer = site.agent.http("POST", "/v1/snapshots/1/restore", {})
+    assert (code, answer.get("detail")) == (200, None)
+    assert live(site) == {"shop": "blue"}
+    trusting = ssl.create_default_context(cafile=str(cert))
+    with socket.create_connection(("127.0.0.1", site.port)) as plain:
+        trusting.check_hostname = False
+        trusting.wrap_socket(plain).close()
+
+
 def test_what_is_gone_is_named_and_nothing_changes(make_site: MakeSite, cart: App, tmp_path: Path) -> None:
     """A certificate that was removed since, a port that somebody took, servers that are dead."""
     site = make_site()
     site.until_known()
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    argv += ["-days", "2", "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(argv, check=True, capture_output=True)
+    make_certificate(cert, key)
     tmp_path.chmod(0o755)
     port = add_service(site, "cart", cart, tls={"cert": str(cert), "key": str(key)})
     applied(site)
