@@ -13,6 +13,7 @@ from lbswitch import procs
 
 _SYSTEMCTL_S = 5.0
 _CLEANED = {Path("/tmp"): "10 days", Path("/var/tmp"): "30 days"}  # noqa: S108 - named, not used
+_CONTAINER = (Path("/run/systemd/container"), Path("/.dockerenv"), Path("/run/.containerenv"))
 _STA_UNSYNC = 0x0040  # adjtimex(2)
 _CLOCK_OK = range(5)  # TIME_OK .. TIME_WAIT; 5 is TIME_ERROR
 
@@ -28,7 +29,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Whether the kernel says that the clock is synchronized, and its largest error in seconds; None: not known."""
+    """Whether the kernel says that the clock is synchronized; None when that is not known."""
 
     synchronized: bool | None
 
@@ -62,8 +63,9 @@ class Host:
     # -- time --------------------------------------------------------------------------------------------------
 
     def clock(self) -> Clock:
-        """What adjtimex(2) says, which asks and sets nothing."""
-        return Clock(_is_synchronized())
+        """What adjtimex(2) says, which asks and sets nothing; a container has the clock of its host."""
+        in_container = any(path.exists() for path in _CONTAINER)
+        return Clock(None if in_container else _is_synchronized())
 
     def now(self) -> float:
         """Seconds since the epoch."""
