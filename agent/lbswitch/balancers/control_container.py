@@ -120,6 +120,7 @@ def archive(container: Container, path: Path) -> bytes:
     try:
         chunks, status = container.get_archive(str(path))
         if status is not None and _is_link(status):
+            b"".join(chunks)  # read to the end, or the connection stays open
             chunks, _ = container.get_archive(status["linkTarget"])
     except NotFound as error:
         raise FileNotFoundError(f"container {container.name} has no {path}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from lbswitch import procs
 from lbswitch.balancers import control_container as engine
 from lbswitch.balancers.control_exec import execute
+from lbswitch.balancers.control_host import takes
 from lbswitch.balancers.control_masters import Process, command_line, is_master_worker, masters
 from lbswitch.balancers.control_mounts import Mounts
 from lbswitch.core.config import BalancerConfig, BalancerKind
@@ -57,8 +59,14 @@ class ControlDocker:
         problem = self._problem(found)
         if problem is not None:
             raise ReloadFailed(f"{self._balancer} was not reloaded: {problem}")
+        number = signal.Signals[f"SIG{_RELOAD[self._balancer]}"]
+        if engine.is_here(container) and not takes(found[0].pid, number):
+            raise ReloadFailed(
+                f"{self._balancer} was not reloaded: it does not take {number.name} in container {self._name}; is it "
+                "still starting?"
+            )
         if found[0].pid == engine.first_pid(container):
-            container.kill(signal=f"SIG{_RELOAD[self._balancer]}")
+            container.kill(signal=number.name)
             return
         inside = engine.pid_inside(container, found[0].pid)
         if inside is None:

@@ -51,7 +51,7 @@ def _execute(container: Container, argv: list[str], timeout_s: float) -> procs.R
     api = container.client.api
     identity = api.exec_create(container.id, argv)["Id"]
     try:
-        socket = api.exec_start(identity, socket=True)
+        socket: Any = api.exec_start(identity, socket=True)
     except APIError as error:  # newer engines say so at once when there is no such program
         if not any(missing in str(error).lower() for missing in _MISSING):
             raise
@@ -62,6 +62,7 @@ def _execute(container: Container, argv: list[str], timeout_s: float) -> procs.R
         _end(container, api.exec_inspect(identity))
         raise procs.TimedOut(argv, timeout_s) from error
     finally:
+        socket._response.close()  # the client keeps it there, so that it lives as long as its socket
         socket.close()
     code = api.exec_inspect(identity)["ExitCode"]
     return procs.Result(-1 if code is None else int(code), _output(content).decode(errors="replace"))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from lbswitch import procs
 from lbswitch.balancers.control_masters import Process, command_line
+
+_READY_S = 5.0
+_PAUSE_S = 0.01
 
 
 class OnThisHost:
@@ -59,6 +63,29 @@ def _depth(pid: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def takes(pid: int, number: int) -> bool:
+    """Whether a process catches this signal, within five seconds (proc_pid_status(5), SigCgt).
+
+    HAProxy's master is for an instant after its start not ready for it: the signal would end it, or be lost.
+    """
+    deadline = time.monotonic() + _READY_S
+    while not _catches(pid, number):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
+
+
+def _catches(pid: int, number: int) -> bool:
+    """True, too, when it can't be seen, or when the process is gone: then the signal will tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return True
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), ~0)
+    return bool(caught >> (number - 1) & 1)
 
 
 def arguments_of(pid: int | None) -> list[str]:

@@ -39,15 +39,19 @@ def option(arguments: Sequence[str], letter: str) -> list[str]:
 
 
 def masters(kind: BalancerKind, processes: Iterable[Process]) -> list[Process]:
-    """The masters among them, whatever configuration they have."""
-    if kind is BalancerKind.NGINX:
-        return [process for process in processes if " ".join(process.argv).startswith(_TITLE)]
-    family = [process for process in processes if _is_haproxy(process)]
+    """The masters among them, whatever configuration they have.
+
+    HAProxy's workers have the master's command line, nginx's for an instant after the fork; a program that nginx was
+    told to upgrade to runs below the master that is still in charge.
+    """
+    family = [process for process in processes if _is_of(kind, process)]
     pids = {process.pid for process in family}
-    return [process for process in family if process.parent not in pids]  # workers have the master's command line
+    return [process for process in family if process.parent not in pids]
 
 
-def _is_haproxy(process: Process) -> bool:
+def _is_of(kind: BalancerKind, process: Process) -> bool:
+    if kind is BalancerKind.NGINX:
+        return " ".join(process.argv).startswith(_TITLE)
     return bool(process.argv) and Path(process.argv[0]).name.startswith("haproxy") and "-c" not in process.argv
 
 

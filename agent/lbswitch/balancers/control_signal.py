@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lbswitch import procs
-from lbswitch.balancers.control_host import OnThisHost, arguments_of, process, processes
+from lbswitch.balancers.control_host import OnThisHost, arguments_of, process, processes, takes
 from lbswitch.balancers.control_masters import Process, is_master_worker, masters, reads
 from lbswitch.core.config import BalancerConfig, BalancerKind
 from lbswitch.core.config import Control as Kind
@@ -40,6 +40,11 @@ class ControlSignal(OnThisHost):
         if problem is not None:
             raise ReloadFailed(f"{self._balancer} was not reloaded: {problem}")
         number = _RELOAD[self._balancer]
+        if not takes(found[0].pid, number):
+            raise ReloadFailed(
+                f"{self._balancer} (pid {found[0].pid}) was not reloaded: it does not take {number.name}, which would "
+                "end it; is it still starting?"
+            )
         try:
             os.kill(found[0].pid, number)
         except ProcessLookupError:
