@@ -55,7 +55,7 @@ class DriftWatch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._noticed: dict[Key, float] = {}
         self._repairs: dict[tuple[str, str, str | None], deque[float]] = {}
-        self._cost_s = 0.0  # processor time of the last look
+        self._cost_s = 0.0  # processor time of the last glance, in seconds
         self._retry_at = 0.0
         self._retry_pause_s = _RETRY_S
 
@@ -69,7 +69,7 @@ class DriftWatch:
         self._loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            await self._events.guard("looking for drift", self._in_thread(self._timed_look))
+            await self._events.guard("looking for drift", self._in_thread(self.look))
             await asyncio.sleep(max(_BREATH_S, _BREATHS * self._cost_s))
             try:
                 async with asyncio.timeout(min(_AT_MOST_S, max(_LOOK_EVERY_S, _PAUSES * self._cost_s))):
@@ -77,20 +77,15 @@ class DriftWatch:
             except TimeoutError:
                 continue
 
-    def _timed_look(self) -> None:
-        began = time.thread_time()
-        try:
-            self.look()
-        finally:
-            self._cost_s = time.thread_time() - began
-
     def look(self) -> None:
         """Look once, say what is new and what is over, and repair if that is asked for. Blocks.
 
         Looks twice: at first without keeping operations waiting; what is new then, once more between operations.
         """
         self._serving.balancer.remind()
+        began = time.thread_time()
         found = self._serving.glance()
+        self._cost_s = time.thread_time() - began
         if {_key(each) for each in found} != self._noticed.keys():
             found = self._serving.differences()
         self._tell(found)
