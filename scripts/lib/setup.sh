@@ -163,11 +163,13 @@ export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
 apt-get -qq -o DPkg::Lock::Timeout=300 update
 apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --no-install-recommends "$@" >/dev/null
 for name in "$@"; do
+  units="$name.service"
+  if [ "$name" = docker.io ]; then name=docker units="docker.service docker.socket containerd.service"; fi
   if [ ! -e "/lib/systemd/system/$name.service" ] && [ ! -e "/etc/init.d/$name" ]; then continue; fi
   if command -v systemctl >/dev/null; then
-    systemctl --quiet disable "$name.service" >/dev/null 2>&1 || echo "could not disable $name at boot" >&2
+    systemctl --quiet disable $units >/dev/null 2>&1 || echo "could not disable $name at boot" >&2
   else
-    rm -f "/etc/systemd/system/multi-user.target.wants/$name.service"
+    for unit in $units; do rm -f /etc/systemd/system/*.target.wants/"$unit"; done
     if command -v update-rc.d >/dev/null; then update-rc.d "$name" disable >/dev/null 2>&1 || true; fi
   fi
 done
