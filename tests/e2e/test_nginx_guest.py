@@ -131,6 +131,20 @@ def test_owner_breaks_his_own_file(site: Site) -> None:
     assert site.agent.lbswitch("blue", "--weight", "10").code == 0
 
 
+def test_before_the_owner_has_written_his_lines(site: Site) -> None:
+    """An agent whose files nobody includes yet changes nothing, reloads nothing, and asks for the lines."""
+    for name in ("shop", "default"):
+        site.owner.site(name, "server {{ listen 127.0.0.1:{port}; return 200 hello; }}\n" if name == "shop" else "")
+    (site.owner.etc / "conf.d" / "lbswitch.conf").unlink()
+    site.owner.start()
+    workers = site.owner.workers()
+    site.agent.start()
+    said = site.agent.lbswitch("status").output
+    assert f"`include {site.owner.output}/current/shop.server.conf;` to the server block of shop" in said
+    assert site.owner.workers() == workers
+    assert site.app() == "hello"
+
+
 def test_commands_without_an_agent(site: Site) -> None:
     """`check` judges the whole, `render` shows our files, and `balancer start` says whose it is."""
     before = owners_files(site.owner)

@@ -87,9 +87,12 @@ class NginxGuest:
         """A look at the owner's configuration that is not old. Raises: CheckFailed."""
         last, now = self._last_look, time.monotonic()
         if last is None or now - last[0] > _LOOK_AGAIN_S[self._control.kind]:
-            owner = Owner.look(self._config, self._main, GuestFiles(self._control, self._output))
-            last = self._last_look = (now, owner)
+            last = self._last_look = (now, self._look())
         return last[1]
+
+    def _look(self) -> Owner:
+        """A new one. Raises: CheckFailed."""
+        return Owner.look(self._config, self._main, GuestFiles(self._control, self._output))
 
     def _closed(self, owner: Owner) -> str | None:
         """Why the workers would never see a switch, if they would not."""
@@ -130,7 +133,7 @@ class NginxGuest:
 
     def check(self, rendered: Rendered) -> None:
         """Let `nginx -t` judge the owner's whole configuration with these files in it. Raises: CheckFailed."""
-        closed = self._closed(Owner.look(self._config, self._main, GuestFiles(self._control, self._output)))
+        closed = self._closed(self._look())
         if closed is not None:
             raise CheckFailed(closed)
         shadow = Shadow(self._main, GuestFiles(self._control, self._output, rendered), rendered)
@@ -255,8 +258,17 @@ class NginxGuest:
         )
 
     def reload(self) -> None:
-        """Have it read what is installed. Raises: ReloadFailed."""
+        """Have it read what is installed, if anything of it is included. Raises: ReloadFailed."""
+        if self._control.is_running() and self._is_left_out():
+            return
         nginx_guest_master.reload(self._control, self._error_log)
+
+    def _is_left_out(self) -> bool:
+        """Whether the owner includes nothing of ours: a reload would cost clients something and bring nothing."""
+        try:
+            return not self._look().has_ours
+        except CheckFailed:
+            return False
 
     def _error_log(self) -> Path | None:
         """Raises: CheckFailed."""

@@ -24,7 +24,7 @@ from lbswitch.errors import BalancerMissing, CheckFailed
 from lbswitch.ports import Rendered
 
 _CHECK_S = 60.0  # a thousand services with host names to resolve
-_STAGING = ".lbswitch-check-"
+_STAGING, _IN_CONTAINER = "lbswitch-check-", ".check-"
 _FORGOTTEN_S = 600.0
 _LONGEST_SOCKET = 107  # unix(7)
 # What nginx opens once all files are read has no line; what may be opened here says nothing about the configuration.
@@ -99,16 +99,23 @@ class Checker:
         """An empty directory that nginx can see, for nobody else to look into. Raises: CheckFailed."""
         in_container = self._control.kind is Kind.DOCKER
         try:
-            if in_container:
-                _remove_forgotten(self._output)
-            # Not a TemporaryDirectory: in it are symlinks to the owner's files, whose modes that might change.
-            outer = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._output if in_container else None))  # mode 0700
+            outer = _below(self._output) if in_container else _elsewhere()
         except OSError as error:
             raise CheckFailed(f"nowhere to check: {error.strerror}: {error.filename}; nothing was changed") from error
         try:
             yield _hidden(outer) if in_container else outer
         finally:
             shutil.rmtree(outer, ignore_errors=True)
+
+
+def _elsewhere() -> Path:
+    """No TemporaryDirectory: in it are symlinks to the owner's files, whose modes its cleanup might change."""
+    return Path(tempfile.mkdtemp(prefix=_STAGING))  # mode 0700
+
+
+def _below(output: Path) -> Path:
+    _remove_forgotten(output)
+    return Path(tempfile.mkdtemp(prefix=_IN_CONTAINER, dir=output))
 
 
 def _hidden(outer: Path) -> Path:
@@ -122,7 +129,7 @@ def _hidden(outer: Path) -> Path:
 
 def _remove_forgotten(output: Path) -> None:
     """What an agent that was killed during a check has left."""
-    for path in output.glob(f"{_STAGING}*"):
+    for path in output.glob(f"{_IN_CONTAINER}*"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - _FORGOTTEN_S:
                 shutil.rmtree(path, ignore_errors=True)

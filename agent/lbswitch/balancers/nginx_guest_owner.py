@@ -76,6 +76,11 @@ class Owner:
             if variable not in used:
                 yield f"`proxy_pass http://${variable};` to the location there that {service} serves"
 
+    @property
+    def has_ours(self) -> bool:
+        """Whether any file of ours is included."""
+        return bool(self._places)
+
     def places(self, name: str) -> list[Place]:
         """The includes of one of our files."""
         return self._places.get(name, [])

@@ -88,7 +88,7 @@ def test_paths_of_the_container(guest, inside):
     assert f"include {inside.seen(shop.owner.output)}/current/http.conf;" in text
     check(shop, inside, rendered)
     main = inside.ran[-1][inside.ran[-1].index("-c") + 1]
-    assert main.startswith(f"{inside.seen(shop.owner.output)}/.lbswitch-check-")
+    assert main.startswith(f"{inside.seen(shop.owner.output)}/.check-")
     assert list(shop.owner.output.iterdir()) == []
 
 
@@ -108,7 +108,7 @@ def test_bad_candidate(guest, inside):
 def test_what_a_killed_check_left(guest, inside):
     """A check that was killed leaves its staging; a later one removes it when it is old, and not while it is new."""
     shop = guest()
-    old, new = shop.owner.output / ".lbswitch-check-old", shop.owner.output / ".lbswitch-check-new"
+    old, new = shop.owner.output / ".check-old", shop.owner.output / ".check-new"
     old.mkdir()
     new.mkdir()
     os.utime(old, (0, 0))
