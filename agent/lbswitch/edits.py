@@ -111,6 +111,11 @@ class Edits:
         """Where edits are noticed late, as sentences."""
         return [] if self._watching is None else self._watching.notes(LOOK_EVERY_S)
 
+    @property
+    def is_applying(self) -> bool:
+        """Whether services may come or go right now."""
+        return self._one_at_a_time.locked()
+
     @contextlib.asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Nothing is read or applied for as long as this lasts."""

@@ -6,7 +6,7 @@ Only `detailed` asks others: disk, listeners and workers.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lbswitch import __version__
@@ -20,18 +20,19 @@ from lbswitch.serving import Serving
 def status(agent: Agent, itself: Mapping[str, Any]) -> dict[str, Any]:
     """All services, and the agent itself, which `about` describes."""
     return {
-        "services": {name: service(agent, name) for name in agent.config.services if _is_there(agent, name)},
+        "services": dict(_services(agent)),
         "agent": itself,
     }
 
 
-def _is_there(agent: Agent, name: str) -> bool:
-    """Whether all parts know it: a service that is just being added is shown a moment later."""
-    try:
-        agent.monitor.pool(name, Color.BLUE)
-    except UnknownService:
-        return False
-    return name in agent.serving.intent.services
+def _services(agent: Agent) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Those that all parts know: one that is just being added or removed by another thread is left out."""
+    for name in agent.config.services:
+        try:
+            yield name, service(agent, name)
+        except (KeyError, UnknownService):
+            if not agent.edits.is_applying and name in agent.config.services:
+                raise
 
 
 def detailed(agent: Agent, names: Collection[str]) -> dict[str, dict[str, Any]]:
