@@ -16,8 +16,9 @@ from lbswitch.api.app import create_app
 from lbswitch.automatic import PoolView
 from lbswitch.core.config import ServiceConfig
 from lbswitch.core.health import CheckResult, PoolHealth, ServerHealth, advance
-from lbswitch.core.model import Color
+from lbswitch.core.model import Color, Route, ServiceIntent
 from lbswitch.events import Events
+from lbswitch.ports import Difference
 from lbswitch.serving import Serving
 from lbswitch.store.sqlite import SqliteStore
 from lbswitch.switch import Switcher
@@ -252,6 +253,39 @@ def test_probes_metrics_and_description(through) -> None:
         assert 'lbswitch_share_percent{color="green",service="shop"} 100.0' in metrics
         assert 'lbswitch_operations_total{kind="switch",service="shop",state="done"} 1.0' in metrics
         assert SWITCH.replace("shop", "{name}") in (await client.get("/openapi.json"))[1]["paths"]
+
+    through(story)
+
+
+def test_drift_and_the_three_columns(through) -> None:
+    """What differs is always told; what is intended, on disk and running only when it is asked for."""
+
+    async def story(client: Client) -> None:
+        await client.post(SWITCH, {"to": "green"})
+        client.balancer.drifted = [
+            Difference("running", "map", "shop: worker 17 says blue", "shop", "-green\n+blue\n"),
+            Difference("disk", "live", "the pointer is gone"),
+        ]
+        client.balancer.serves = client.balancer.on_disk and client.balancer.on_disk.with_services(
+            {"shop": ServiceIntent(Route(Color.BLUE), 1)}
+        )
+        client.agent.drift.look()
+        plain = (await client.get("/v1/services"))[1]
+        assert "intended" not in plain["services"]["shop"]
+        assert [each["diff"] for each in plain["services"]["shop"]["drift"]] == ["-green\n+blue\n"]
+        assert plain["services"]["shop"]["verified"] is False
+        assert [each["what"] for each in plain["agent"]["drift"]] == ["the pointer is gone"]
+        detailed = (await client.get("/v1/services?detail=true"))[1]["services"]["shop"]
+        columns = [detailed[column] for column in ("intended", "on_disk", "running")]
+        assert [(each["live"], each["generation"]) for each in columns] == [("green", 2), ("green", 2), ("blue", 1)]
+        assert len({each["revision"] for each in columns}) == 1
+        assert (await client.get("/v1/services/shop?detail=true"))[1]["running"] == columns[2]
+        client.balancer.running = False
+        silent = (await client.get("/v1/services/shop?detail=true"))[1]["running"]
+        assert (silent["live"], silent["error"]) == (None, "shop: does not answer")
+        metrics = (await client.http.get("/metrics")).text
+        assert 'lbswitch_drift{where="disk"} 1.0' in metrics
+        assert 'lbswitch_drift{where="running"} 1.0' in metrics
 
     through(story)
 
