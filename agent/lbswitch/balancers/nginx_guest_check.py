@@ -18,6 +18,7 @@ from lbswitch.balancers.control import Control
 from lbswitch.balancers.nginx_binary import Program
 from lbswitch.balancers.nginx_guest_files import HTTP_FILE
 from lbswitch.balancers.nginx_guest_shadow import Shadow
+from lbswitch.balancers.nginx_pointer import make_directory
 from lbswitch.balancers.tls_files import user_name
 from lbswitch.core.config import Control as Kind
 from lbswitch.errors import BalancerMissing, CheckFailed
@@ -49,7 +50,8 @@ class Checker:
                 apart = self._apart(shadow, candidate, seen)
                 if apart is not None:
                     (staging / "apart.conf").write_text(apart)
-                    (staging / "tmp").mkdir()
+                    (staging / "apart.conf").chmod(0o644)
+                    make_directory(staging / "tmp")
                     self._judge(shadow, ["-p", seen, "-c", f"{seen}/apart.conf"])
             except (OSError, procs.TimedOut, BalancerMissing) as error:
                 raise CheckFailed(f"nginx -t could not judge the configuration: {error}") from error

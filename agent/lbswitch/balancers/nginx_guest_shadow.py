@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lbswitch.balancers import nginx_config
 from lbswitch.balancers.nginx_guest_files import GuestFiles
+from lbswitch.balancers.nginx_pointer import make_directory
 from lbswitch.errors import CheckFailed
 from lbswitch.ports import Rendered
 
@@ -74,7 +75,7 @@ class Shadow:
         _write_all(staging / "files", {name: contents[path] for path, name in numbers.items()})
         root = staging / "root"
         self._mirror(root)
-        (root / self._original.lstrip("/")).write_bytes(contents[self._original])
+        _write(root / self._original.lstrip("/"), contents[self._original])
         self.main = f"{seen}/root{self._original}"
         self._copies |= {place: path for path, place in places.items()}
         self._copies |= {f"{seen}/ours/": f"{self._files.output}/current/", f"{seen}/root": ""}
@@ -141,7 +142,7 @@ class Shadow:
     def _mirror(self, root: Path) -> None:
         """Symlinks to everything beside the main file; where somebody goes up from there, up to the top."""
         here = posixpath.dirname(self._original)
-        (root / here.lstrip("/")).mkdir(parents=True)
+        make_directory(root / here.lstrip("/"))
         self._link_entries(root, here, posixpath.basename(self._original))
         while here != "/" and any("../" in text for text in self._texts.values()):
             here, name = posixpath.split(here)
@@ -198,6 +199,12 @@ def _quoted(path: str) -> str:
 
 
 def _write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
-    directory.mkdir()
+    """In a container nginx may be another user, whatever the umask is here."""
+    make_directory(directory)
     for name, content in contents.items():
-        (directory / name).write_bytes(content)
+        _write(directory / name, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o644)

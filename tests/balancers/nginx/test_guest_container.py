@@ -5,7 +5,7 @@ used in tests/docker.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,7 @@ class Inside(ControlSignal):
         super().__init__(balancer)
         self._base, self._inside = base, inside
         self.ran: list[Sequence[str]] = []
+        self.run_checks: Callable[..., procs.Result] | None = None
 
     def seen(self, path: Path) -> Path:
         return self._inside / path.relative_to(self._base)
@@ -45,7 +46,7 @@ class Inside(ControlSignal):
         self.ran.append(argv)
         if argv[0] == "cat":
             return procs.Result(0, _ROUTES)
-        return super().run(argv, timeout_s=timeout_s)
+        return self.run_checks(argv, timeout_s=timeout_s) if self.run_checks else super().run(argv, timeout_s=timeout_s)
 
 
 @pytest.fixture
@@ -90,6 +91,26 @@ def test_paths_of_the_container(guest, inside):
     main = inside.ran[-1][inside.ran[-1].index("-c") + 1]
     assert main.startswith(f"{inside.seen(shop.owner.output)}/.check-")
     assert list(shop.owner.output.iterdir()) == []
+
+
+def test_another_user(guest, inside):
+    """What is staged can be read by a container's own user, whatever this process's umask is; nobody can list it."""
+    shop = guest()
+    staged: list[tuple[str, int]] = []
+
+    def run(argv, *, timeout_s):
+        staged.extend((path.name, path.lstat().st_mode & 0o777) for path in shop.owner.output.rglob("*"))
+        return procs.run(argv, timeout_s=timeout_s)
+
+    inside.run_checks = run
+    before = os.umask(0o077)
+    try:
+        check(shop, inside, rendered_for(shop, inside))
+    finally:
+        os.umask(before)
+    modes = {mode for name, mode in staged if not name.startswith(".check-")}
+    assert modes <= {0o755, 0o644, 0o777}, staged  # symlinks have 777
+    assert {mode for name, mode in staged if name.startswith(".check-")} == {0o711}
 
 
 def test_bad_candidate(guest, inside):
