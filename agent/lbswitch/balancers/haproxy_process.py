@@ -37,7 +37,7 @@ class Process:
 
     def pid(self) -> int | None:
         """The master, or None when there is none: a pid that another program got meanwhile does not count."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # empty for a moment at a reload
             pid = int(self._pid_file.read_text().split()[0])
             if self._is_ours(pid):
                 return pid
