@@ -116,8 +116,8 @@ class HAProxyGuest:
                 f"the socket path {path} has {len(str(path))} bytes, and HAProxy can bind {LONGEST_SOCKET_PATH}: "
                 "choose a shorter balancer.output_dir"
             )
-        self._warnings.refuse_in_use(self._removed(rendered))
         self._whole.check(rendered)
+        self._warnings.refuse_in_use(self._removed(rendered))
 
     def _removed(self, rendered: Rendered) -> set[str]:
         """Services that are installed and would not be any more."""

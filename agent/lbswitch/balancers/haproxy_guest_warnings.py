@@ -83,12 +83,13 @@ class GuestWarnings:
             return
         ours = self._seen(self._ours)
         what = f"HAProxy does not load {ours}"
+        directory = next((path for path in loaded.command.files if path not in loaded.files), None)
+        if directory is not None:
+            where = ", by paths of the container" if self._control.kind is Kind.DOCKER else ""
+            yield f"{what}: ln -s {ours} {directory}/lbswitch.cfg{where}, then {self._control.how_to('reload')}"
+            return
         if self._control.kind is Kind.DOCKER:
             yield f"{what}: add -f {ours} to the command of its container"
-            return
-        directory = next((path for path in loaded.command.files if Path(path).is_dir()), None)
-        if directory is not None:
-            yield f"{what}: ln -s {ours} {directory}/lbswitch.cfg, then {self._control.how_to('reload')}"
             return
         options = f"-S {socket_option(self._config.balancer.master_socket)} -f {ours}"
         yield (
@@ -135,8 +136,8 @@ class GuestWarnings:
             names = ", ".join(sorted({use.service for use in used}))
             listed = "\n".join(f"{use.section.kind} {use.section.name}: {use.line}" for use in used)
             raise CheckFailed(
-                f"the owner's configuration still sends requests to {names}, nothing was changed: take these lines out "
-                f"first, and reload HAProxy:\n{listed}"
+                f"the new file has no backends for {names}, to which the owner still sends requests; nothing was "
+                f"changed. Take these lines out first, and reload HAProxy:\n{listed}"
             )
 
     def _live_map(self) -> str:
