@@ -6,7 +6,9 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +74,9 @@ class Shop:
     def about(self) -> dict[str, Any]:
         """The agent's part of the status."""
         return dict(self.site.agent.http("GET", "/v1/services")[1]["agent"])
+
+    def services(self) -> dict[str, Any]:
+        return dict(self.site.agent.http("GET", "/v1/services")[1]["services"])
 
     def config(self) -> dict[str, Any]:
         return dict(self.about()["config"])
@@ -274,8 +279,33 @@ def test_removing_a_service_that_has_clients_needs_force(shop: Shop) -> None:
     assert shop.site.agent.lbswitch("apply").code == 3  # they were there within the last minute
     assert shop.revision() == before
     assert shop.site.agent.lbswitch("apply", "--force").code == 0
-    assert "shop" not in shop.site.agent.http("GET", "/v1/services")[1]["services"]
+    assert "shop" not in shop.services()
     assert shop.config()["valid"]
+
+
+def test_the_status_is_answered_while_services_come_and_go(shop: Shop) -> None:
+    """Nobody who asks in such a moment gets an error, and nothing is reported that is none."""
+    over, answers = threading.Event(), Counter[int]()
+
+    def ask() -> None:
+        while not over.is_set():
+            answers[shop.site.agent.http("GET", "/v1/services")[0]] += 1
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        for extra in ("", "extra", "", "other", ""):
+            config = json.loads(json.dumps(shop.site.config))
+            if extra:
+                config["services"][extra] = {**config["services"]["shop"], "bind": f"127.0.0.1:{free_port()}"}
+            shop.site.agent.write_config(config)
+            services = {"shop", "secure", extra} - {""}
+            wait_until(lambda: services == set(shop.services()), f"{services} are served")  # noqa: B023
+    finally:
+        over.set()
+        asker.join()
+    assert set(answers) == {200}, answers
+    assert " error " not in shop.site.agent.log(), shop.site.agent.log()
 
 
 def test_apply_answers(shop: Shop) -> None:
