@@ -7,8 +7,10 @@ import pytest
 
 from lbswitch.balancers.haproxy_owner import CommandLine
 from lbswitch.balancers.haproxy_whole import readable_version
-from lbswitch.balancers.neighbors import gateways
+from lbswitch.balancers.neighbors import Neighbors
+from lbswitch.core.config import Control
 from lbswitch.errors import BalancerMissing, BalancerTooOld, CheckFailed, RenderFailed
+from lbswitch.procs import Result
 from tests.balancers.haproxy.guest import Guest
 from tests.balancers.haproxy.managed import open_files
 
@@ -175,10 +177,31 @@ def test_command_lines():
     assert CommandLine.parse(["haproxy", "-W", "-f"]).files == ()
 
 
-def test_gateways():
-    """As /proc/net/route has them."""
-    table = "Iface\tDestination\tGateway \tFlags\neth0\t00000000\t010011AC\t0003\neth0\t000011AC\t00000000\t0001\n"
-    assert list(gateways(table)) == ["172.17.0.1"]
+class InItsOwnNetwork:
+    """A container's HAProxy, as far as routes go."""
+
+    kind = Control.DOCKER
+    asked = 0
+
+    def run(self, argv, *, timeout_s):
+        self.asked += 1
+        assert argv == ["cat", "/proc/net/route"]
+        table = "Iface\tDestination\tGateway \tFlags\neth0\t00000000\t010214AC\t0003\neth0\t000214AC\t00000000\t0001\n"
+        return Result(0, table)
+
+
+class InTheHostsNetwork(InItsOwnNetwork):
+    def run(self, argv, *, timeout_s):
+        return Result(0, Path("/proc/net/route").read_text())
+
+
+def test_the_gateway_of_a_containers_network_may_ask():
+    """Asked once; with the host's network there is none beside loopback."""
+    inside = InItsOwnNetwork()
+    neighbors = Neighbors(inside)
+    assert neighbors.addresses() == neighbors.addresses() == ["172.20.2.1"]
+    assert inside.asked == 1
+    assert Neighbors(InTheHostsNetwork()).addresses() == []
 
 
 def test_a_service_that_a_frontend_still_uses_may_not_go(visit, service):
