@@ -271,6 +271,14 @@ def test_a_balancer_that_would_end_with_the_agent(desk: Desk, mode: str, severit
     assert all(f"KillMode={mode}" in finding.what for finding in found)
 
 
+def test_a_balancer_that_waits_for_the_agent(desk: Desk):
+    assert desk.found("balancer-unit") == []
+    desk.host.systemd = True
+    assert severities(desk.found("balancer-unit")) == ["note"]
+    desk.host.units["lbswitch-balancer.service"] = {"UnitFileState": "enabled"}
+    assert desk.found("balancer-unit") == []
+
+
 def test_a_balancer_in_a_unit_of_its_own(desk: Desk):
     desk.host.systemd, desk.host.unit_name = True, "lbswitch-nginx.service"
     case = desk.case()

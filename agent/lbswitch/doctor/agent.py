@@ -91,6 +91,19 @@ def balancer_not_enabled(case: Case) -> Iterator[Finding]:
         )
 
 
+def no_unit(case: Case) -> Iterator[Finding]:
+    """The managed balancer starts with the agent, and only with it."""
+    if not case.host.has_systemd:
+        return
+    name = "lbswitch-balancer.service"
+    if not _comes_back(case.host.unit(name)):
+        kind = case.config.balancer.kind
+        yield note(
+            f"{name} is not enabled: after a reboot {kind} waits for the agent, which starts it when it is ready",
+            f"systemctl enable {name} (docs/service-files.md)",
+        )
+
+
 def _comes_back(unit: dict[str, str]) -> bool:
     return unit.get("UnitFileState", "") in ("enabled", "enabled-runtime", "static", "indirect", "generated", "alias")
 

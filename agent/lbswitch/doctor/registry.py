@@ -101,6 +101,7 @@ CHECKS: tuple[Check, ...] = (
     Check("agent-boot", "the agent does not start after a reboot", _WARNING, agent.not_enabled),
     Check("balancer-boot", "the owner's balancer does not start after a reboot", _WARNING, agent.balancer_not_enabled,
           None, "guest"),
+    Check("balancer-unit", "the managed balancer has no unit of its own", _NOTE, agent.no_unit, None, "managed"),
     Check("same-unit", "stopping the agent's unit would stop the managed balancer", _ERROR, agent.same_unit, None,
           "managed"),
     Check("clock-unsynchronized", "the clock is not synchronized", _NOTE, agent.clock),
