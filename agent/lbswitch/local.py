@@ -171,7 +171,7 @@ class SnapshotReader:
     def snapshot_diff(self, number: int) -> dict[str, Any]:
         """What differs from what is on disk now. Raises: UnknownSnapshot, StateError."""
         balancer = make_balancer(self._config)
-        now = files_now(self._config, balancer, self._path)
+        now = files_now(self._config, balancer, self._path, balancer.installed())
         with archive(self._config) as found:
             return showing.diff(found, found.read(number), now, _intent(self._config, balancer))
 

@@ -121,9 +121,10 @@ class Snapshots:
 
     def _current_tree(self) -> _Tree:
         config, balancer = self._serving.config, self._serving.balancer
-        key = (id(config), balancer.installed(), config.text, tuple(_stamps(config, self._config_path)))
+        installed = balancer.installed()
+        key = (id(config), installed, config.text, tuple(_stamps(config, self._config_path)))
         if self._tree is None or self._tree.key != key:
-            self._tree = self._written(key, config, list(files_now(config, balancer, self._config_path)))
+            self._tree = self._written(key, config, list(files_now(config, balancer, self._config_path, installed)))
             self._config = config  # or its id could be given to another
             self._recent.append(self._tree.digest)
         return self._tree
@@ -274,8 +275,10 @@ class Archive:
         return Rendered(files, kept.facts["revision"] or "")
 
 
-def files_now(config: Config, balancer: Balancer, config_path: Path) -> Iterator[File]:
+def files_now(config: Config, balancer: Balancer, config_path: Path, installed: str | None) -> Iterator[File]:
     """Everything that a snapshot of this moment holds; a file on disk that is not in use is there, too.
+
+    `installed` is the revision whose files are wanted.
 
     Raises: StateError when what is installed can't be read.
     """
@@ -288,7 +291,6 @@ def files_now(config: Config, balancer: Balancer, config_path: Path) -> Iterator
         content = _content(path)
         if content is not None:
             yield File(_TEMPLATES + name, content)
-    installed = balancer.installed()
     for file in () if installed is None else balancer.read(installed).files:
         yield File(_RENDERED + file.name, file.content, file.secret)
 

@@ -157,7 +157,7 @@ def test_keys_are_for_the_agents_user_alone_and_never_shown(desk: Desk) -> None:
 
 
 def now(desk: Desk):
-    return list(files_now(desk.serving.config, desk.balancer, desk.path))
+    return list(files_now(desk.serving.config, desk.balancer, desk.path, desk.balancer.installed()))
 
 
 def test_a_diff_tells_what_has_changed_since(desk: Desk) -> None:

@@ -305,7 +305,7 @@ def _add_snapshots(app: FastAPI, agent: Agent, answers: Answers) -> None:
         def compare() -> dict[str, Any]:
             serving = agent.serving
             with serving.mutex:
-                now = list(files_now(serving.config, serving.balancer, agent.config_path))
+                now = list(files_now(serving.config, serving.balancer, agent.config_path, serving.balancer.installed()))
                 return showing.diff(_archive(agent), read(number), now, serving.intent)
 
         document: dict[str, Any] = await agent.in_thread(compare)
