@@ -7,7 +7,7 @@ import lbswitch
 from tests.cli.conftest import Run
 
 COMMANDS = [
-    [], ["green"], ["blue"], ["rollback"], ["status"], ["history"], ["show"], ["freeze"], ["release"], ["check"],
+    [], ["green"], ["blue"], ["rollback"], ["status"], ["history"], ["show"], ["freeze"], ["release"], ["apply"], ["check"],
     ["render"], ["balancer"], ["balancer", "start"], ["balancer", "stop"], ["balancer", "restart"],
     ["balancer", "status"], ["agent"], ["doctor"], ["templates"], ["templates", "list"], ["templates", "show"],
     ["templates", "diff"], ["templates", "copy"], ["config"], ["config", "schema"], ["completion"],
