@@ -7,8 +7,8 @@ import lbswitch
 from tests.cli.conftest import Run
 
 COMMANDS = [
-    [], ["green"], ["blue"], ["rollback"], ["status"], ["history"], ["show"], ["freeze"], ["release"], ["apply"], ["check"],
-    ["render"], ["balancer"], ["balancer", "start"], ["balancer", "stop"], ["balancer", "restart"],
+    [], ["green"], ["blue"], ["rollback"], ["status"], ["history"], ["show"], ["freeze"], ["release"], ["check"],
+    ["apply"], ["render"], ["balancer"], ["balancer", "start"], ["balancer", "stop"], ["balancer", "restart"],
     ["balancer", "status"], ["agent"], ["doctor"], ["templates"], ["templates", "list"], ["templates", "show"],
     ["templates", "diff"], ["templates", "copy"], ["config"], ["config", "schema"], ["completion"],
     ["snapshots"], ["snapshots", "show"], ["restore"],

@@ -31,7 +31,7 @@ class Shop:
     """A site with templates of its own and a second service with TLS."""
 
     def __init__(self, make_site: Callable[..., Site]) -> None:
-        self.site = make_site(start=False, timeouts={"read": "60s"})
+        self.site = make_site(start=False, timeouts={"read": "60s"}, failover={"enabled": False})
         self.directory = self.site.agent.directory
         self.templates = self.directory / "templates" / self.site.kind
         shutil.copytree(STOCK / self.site.kind, self.templates)
