@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lbswitch import procs
+from lbswitch.balancers import control, nginx_guest_master
 from lbswitch.core.config import BalancerKind, Config
 from lbswitch.core.config_text import parse
 from lbswitch.core.model import Intent, Route, ServiceIntent
@@ -28,7 +29,7 @@ from lbswitch.wiring import make_balancer, state_directory
 Step = Callable[[str], None]
 _PAUSE_S = 0.02
 _AFTER_RELOAD = 10  # answers in a row: workers from before a reload take connections for a little while
-_GONE_S = 5.0
+_GONE_S = 15.0
 _RESTART_S = 90.0
 
 
@@ -279,6 +280,14 @@ def _read_again(record: Record, balancer: Balancer, *, restart: bool) -> None:
     if restart:
         restart_unit(unit_of(config))
     elif balancer.is_running():
+        reload(config, balancer)
+
+
+def reload(config: Config, balancer: Balancer) -> None:
+    """Have the owner's files read again, whether anything of ours is in them or not. Raises: ReloadFailed."""
+    if config.balancer.kind is BalancerKind.NGINX:
+        nginx_guest_master.reload(control.make(config.balancer), lambda: None)  # the guest's own leaves others alone
+    else:
         balancer.reload()
 
 
@@ -353,7 +362,7 @@ def refuse_unwritable(changes: Iterable[FileChange]) -> None:
 def _is_replaceable(change: FileChange) -> bool:
     """Its directory takes a new file, and the new one could have the owner that the old one has."""
     directory = change.path.parent
-    while not directory.exists():
+    while not os.path.exists(directory):  # noqa: PTH110 - False where this user may not look
         directory = directory.parent
     me, owner = os.geteuid(), _owner(change.before)
     return os.access(directory, os.W_OK | os.X_OK) and (me == 0 or owner in (None, me))

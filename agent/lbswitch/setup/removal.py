@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lbswitch.balancers import control
 from lbswitch.core.config import BalancerKind, Config
 from lbswitch.core.config_text import parse
 from lbswitch.core.model import Color
@@ -20,6 +21,7 @@ from lbswitch.setup.carry_out import (
     no_step,
     put_back,
     refuse_unwritable,
+    reload,
     restart_sentence,
     restart_unit,
     unit_of,
@@ -199,7 +201,7 @@ class _Undoing:
             restart_unit(self._unit)
             self._outcome.restarted = True
         else:
-            self._balancer.reload()
+            reload(self._removal.config, self._balancer)
             self._outcome.reloaded = True
         self._step("verify")
         wait_until_gone(self._balancer, self._record.services)
@@ -224,8 +226,6 @@ class _Undoing:
         self._outcome.changed.append(str(self._removal.output))
 
     def _still_reads_ours(self) -> bool:
-        from lbswitch.balancers import control
-
         if self._removal.config.balancer.kind is not BalancerKind.HAPROXY or not self._balancer.is_running():
             return False
         ours = str(self._removal.output / "current" / "lbswitch.cfg")
