@@ -68,8 +68,16 @@ def reads(
     wanted = {os.path.realpath(path) for path in config}
     if kind is BalancerKind.HAPROXY:
         base = (option(arguments, "C") or ["/"])[-1]
-        return any(os.path.realpath(Path(base, path)) in wanted for path in _haproxy_files(arguments))
-    return os.path.realpath(nginx_config(arguments, built_in)) in wanted
+        return any(_real(os.path.join(base, path)) in wanted for path in _haproxy_files(arguments))  # noqa: PTH118
+    return _real(nginx_config(arguments, built_in)) in wanted
+
+
+def _real(path: str) -> str:
+    """The path without symlinks; as it is where one of them is being replaced at this moment."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return path
 
 
 def nginx_config(arguments: Sequence[str], built_in: Callable[[str], tuple[str, str]]) -> str:
