@@ -18,11 +18,11 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import docker
 import docker.errors
 import psutil
 from docker.models.containers import Container
 
-import docker
 from tests.support.wait import wait_until
 
 SUITE, PACKAGES = "trixie", "nginx,haproxy"
