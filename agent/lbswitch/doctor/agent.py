@@ -10,7 +10,7 @@ from lbswitch.core.config import Control
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, note, warning
 from lbswitch.doctor.words import in_short
-from lbswitch.errors import AgentUnreachable, LbswitchError, NotAllowed
+from lbswitch.errors import AgentUnreachable, ConfigError, LbswitchError, NotAllowed
 
 _JUMP_S = 10.0  # an agent that starts on a busy machine reads its clock late
 
@@ -27,6 +27,8 @@ def unreachable(case: Case) -> Iterator[Finding]:
             f"no agent: {what}. Traffic goes on, but nothing is checked, switched or failed over",
             "systemctl start lbswitch; journalctl -u lbswitch says why it ended",
         )
+    except ConfigError as failed:
+        raise NotChecked("there is no valid configuration") from failed
     except LbswitchError as failed:
         yield error(f"the agent can't be asked: {failed}", "lbswitch status says more")
 
