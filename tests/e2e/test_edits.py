@@ -270,10 +270,10 @@ def test_removing_a_service_that_has_clients_needs_force(shop: Shop) -> None:
         moved = json.loads(json.dumps(config))
         moved["services"]["shop"]["bind"] = f"127.0.0.1:{free_port()}"
         shop.site.agent.write_config(moved)
-        shop.until_refused("error", "shop would move to", "1 client connection now", "lbswitch apply --force")
+        shop.until_refused("error", "shop would move to", "1 client connection ", "lbswitch apply --force")
         del config["services"]["shop"]
         shop.site.agent.write_config(config)
-        shop.until_refused("error", "shop would be removed", "1 client connection now")
+        shop.until_refused("error", "shop would be removed", "1 client connection ")
         assert shop.site.app() == "blue"
         assert client.fileno() > 0
     assert shop.site.agent.lbswitch("apply").code == 3  # they were there within the last minute
