@@ -114,9 +114,7 @@ def test_a_crash_in_the_middle_is_undone(nginx: NginxOwner, what: str, step: str
         assert said.code == 0, said.output
     assert nginx.snapshot() == before
     assert nginx.serves() == "blue"
-    wait_until(
-        lambda: "lbswitch_" not in nginx.get(nginx.url + ".lbswitch/state/shop", host="shop.example"), "it is out"
-    )
+    wait_until(lambda: answers_as_its_owner_says(nginx), "nginx runs what is on disk")
 
 
 def answers_as_its_owner_says(owner: NginxOwner) -> bool:
