@@ -130,7 +130,7 @@ def uninstall(
     \b
     Examples:
       lbswitch uninstall --dry-run
-      systemctl disable --now lbswitch && lbswitch uninstall --yes
+      lbswitch uninstall --yes        # after: systemctl disable --now lbswitch
     """
     settings.only_local("uninstall")
     ask = _interview(settings, yes=yes)
