@@ -24,7 +24,6 @@ def test_the_main_job(haproxies: Haproxies):
     added = [line.strip() for line in after if line not in lines]
     map_file = owner.root / "lbswitch" / "live.map"
     assert added == [
-        f"stats socket {owner.directory}/run/admin.sock mode 660 level admin expose-fd listeners",
         "hard-stop-after 30m",
         "option idle-close-on-response",
         f"use_backend lbswitch_shop_%[str(shop),map({map_file},blue)]",
@@ -112,3 +111,13 @@ def test_extraopts_take_the_place_of_the_units_own(tmp_path: Path):
     change = extra_options(path, "-S /run/haproxy-master.sock", ours)
     assert change.after is not None
     assert change.after.data.decode() == f'EXTRAOPTS="-de -m 16 -S /run/haproxy-master.sock -f {ours}"   \n'
+
+
+def test_the_agents_group_may_use_the_master_socket(tmp_path: Path):
+    """HAProxy makes it as root; who set its owner already is left alone."""
+    path, ours = tmp_path / "haproxy", Path("/etc/haproxy/lbswitch/current/lbswitch.cfg")
+    for written, wanted in (("", "/run/haproxy-master.sock,mode,660,group,ops"), ("-S /m,mode,600", "/m,mode,600")):
+        path.write_text(f'EXTRAOPTS="{written}"\n')
+        change = extra_options(path, "", ours, "ops")
+        assert change.after is not None
+        assert change.after.data.decode() == f'EXTRAOPTS="-S {wanted} -f {ours}"\n'

@@ -161,11 +161,6 @@ class GuestWarnings:
                 "a worker that a reload replaced lives as long as its longest connection: write `hard-stop-after 30m` "
                 "into HAProxy's global section"
             )
-        if not any("expose-fd listeners" in line for section in settings for line in section.lines):
-            yield (
-                "a reload of HAProxy opens its listeners anew, and connections that wait in the old ones are lost: add "
-                "`expose-fd listeners` to a `stats socket` line of its global section"
-            )
 
 
 _USE = re.compile(r"(?:use|default)_backend lbswitch_(?P<service>[a-z][a-z0-9_-]*)_(?:%\[|blue\b|green\b)")

@@ -15,7 +15,7 @@ from lbswitch.core.values import parse_endpoint
 from lbswitch.errors import InvalidRequest
 from lbswitch.setup.adoption import Adoption, Pools, Seen, choose_pools, choose_service, live_color
 from lbswitch.setup.asking import Ask, Option
-from lbswitch.setup.edits import Edit, after_line, indentation, new_line
+from lbswitch.setup.edits import after_line, indentation, new_line
 from lbswitch.setup.haproxy_text import Line, Section, sections
 from lbswitch.setup.wishes import Wishes
 
@@ -239,9 +239,6 @@ def _tune(texts: Mapping[Path, bytes], found: list[Section], frontends: list[Sec
         return
     if not any(_has(part, "hard-stop-after") for part in parts):
         _append(texts, parts[-1].lines[-1] if parts[-1].lines else parts[-1].head, "hard-stop-after 30m", adopted)
-    sockets = [line for part in parts for line in part.all("stats") if line.words[1:2] == ("socket",)]
-    if sockets and not any("expose-fd" in line.words for line in sockets):
-        _extend(texts, sockets[0], " expose-fd listeners", adopted)
 
 
 def _has(section: Section, words: str) -> bool:
@@ -255,16 +252,6 @@ def _append(texts: Mapping[Path, bytes], after: Line, words: str, adopted: Adopt
     adopted.edits.setdefault(after.file, []).append(
         new_line(text, after_line(text, after.start), indent + words.encode())
     )
-
-
-def _extend(texts: Mapping[Path, bytes], line: Line, words: str, adopted: Adoption) -> None:
-    """Words more at the end of a line, before its comment."""
-    text = texts[line.file]
-    place, end = line.start, after_line(text, line.start)
-    for word in line.words:
-        place = text.index(word.encode(errors="surrogateescape"), place, end) + len(word)
-    last = line.words[-1].encode(errors="surrogateescape")
-    adopted.edits.setdefault(line.file, []).append(Edit(place - len(last), last, last + words.encode()))
 
 
 def _insert(texts: Mapping[Path, bytes], beside: Line, rule: Rule, line: str, adopted: Adoption) -> None:

@@ -28,8 +28,18 @@ class Loading:
     master_socket: str | None = None
 
 
-def plan(config: Sequence[str], arguments: Sequence[str], unit: str, ours: Path, socket: str | None) -> Loading:
-    """What has to be done so that `ours` is loaded. Raises: InvalidRequest, OSError."""
+def plan(
+    config: Sequence[str],
+    arguments: Sequence[str],
+    unit: str,
+    ours: Path,
+    socket: str | None,
+    group: str | None,
+) -> Loading:
+    """What has to be done so that `ours` is loaded, and `group` may use the master socket.
+
+    Raises: InvalidRequest, OSError.
+    """
     if str(ours) in arguments:
         return Loading(master_socket=socket)
     directory = next((Path(each) for each in config if Path(each).is_dir()), None)
@@ -37,7 +47,7 @@ def plan(config: Sequence[str], arguments: Sequence[str], unit: str, ours: Path,
         return _linked(Path(os.path.realpath(directory)) / _FILE, ours, socket)
     environment = _environment_file(unit)
     if environment is not None:
-        return _with_option(environment, _base_options(unit), ours, socket)
+        return _with_option(extra_options(environment, _base_options(unit), ours, group), socket)
     return Loading(
         by_hand=f"HAProxy has to be started with one more option: -f {ours}"
         + ("" if socket else f" -S {_SOCKET}")
@@ -57,8 +67,7 @@ def _linked(link: Path, ours: Path, socket: str | None) -> Loading:
     return Loading(FileChange(link, None, target), master_socket=socket)
 
 
-def _with_option(environment: Path, base: str, ours: Path, socket: str | None) -> Loading:
-    change = extra_options(environment, base, ours)
+def _with_option(change: FileChange, socket: str | None) -> Loading:
     return Loading(
         change,
         restart="HAProxy reads its arguments only when it starts",
@@ -66,13 +75,16 @@ def _with_option(environment: Path, base: str, ours: Path, socket: str | None) -
     )
 
 
-def extra_options(path: Path, base: str, ours: Path) -> FileChange:
-    """EXTRAOPTS with our file in it; `base` is what the unit has when the file sets nothing. Raises: OSError."""
+def extra_options(path: Path, base: str, ours: Path, group: str | None = None) -> FileChange:
+    """EXTRAOPTS with our file in it; `base` is what the unit has when the file sets nothing.
+
+    `group` is the agent's, which has to be let in at a master socket that root makes. Raises: OSError.
+    """
     found = look(Path(os.path.realpath(path)))
     text = found.data if found is not None else b""
     matches = list(_SETTING.finditer(text.decode("latin-1")))
     value = matches[-1]["value"].strip("\"'") if matches else base
-    wanted = " ".join(part for part in (_with_socket(value), f"-f {ours}") if part)
+    wanted = " ".join(part for part in (_with_socket(value, group), f"-f {ours}") if part)
     setting = f'EXTRAOPTS="{wanted}"'.encode("latin-1")
     if matches:
         edit = Edit(matches[-1].start(), matches[-1][0].rstrip("\r \t").encode("latin-1"), setting)
@@ -83,9 +95,13 @@ def extra_options(path: Path, base: str, ours: Path) -> FileChange:
     return edited(path, [edit])
 
 
-def _with_socket(options: str) -> str:
+def _with_socket(options: str, group: str | None) -> str:
     """EXTRAOPTS takes the place of the unit's own, so the master socket has to be in it."""
-    return options if re.search(r"(?:^|\s)-S\s", options) else f"{options} -S {_SOCKET}".strip()
+    if not re.search(r"(?:^|\s)-S\s", options):
+        options = f"{options} -S {_SOCKET}".strip()
+    if group is None:
+        return options
+    return re.sub(r"((?:^|\s)-S\s+[^\s,]+)(?=\s|$)", rf"\1,mode,660,group,{group}", options, count=1)
 
 
 def _socket_in(change: FileChange) -> str | None:

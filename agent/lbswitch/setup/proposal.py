@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 from collections.abc import Mapping, Sequence
@@ -270,6 +271,12 @@ def agent_user(wanted: str | None) -> str | None:
     return name
 
 
+def _group(wishes: Wishes) -> str | None:
+    """The agent's group, if it is not whoever runs this."""
+    user = agent_user(wishes.user)
+    return None if user is None else grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+
+
 def _refuse_container(wishes: Wishes, found: Found) -> None:
     if Control.DOCKER in (wishes.control, found.control):
         raise InvalidRequest(
@@ -305,7 +312,7 @@ def _loading(found: Found, output: Path, wishes: Wishes) -> haproxy_loading.Load
         return haproxy_loading.Loading()
     socket = wishes.master_socket or found.master_socket
     ours = output / "current" / "lbswitch.cfg"
-    return haproxy_loading.plan(found.config, found.arguments, found.unit, ours, socket)
+    return haproxy_loading.plan(found.config, found.arguments, found.unit, ours, socket, _group(wishes))
 
 
 # -- lbswitch.yaml -----------------------------------------------------------------------------------------------

@@ -54,7 +54,6 @@ def test_a_line_that_looks_elsewhere(visit, service):
     [
         ("\toption\tidle-close-on-response\n", "`option idle-close-on-response`"),
         ("\thard-stop-after 5m\n", "`hard-stop-after 30m`"),
-        (" expose-fd listeners", "`expose-fd listeners`"),
     ],
 )
 def test_settings_that_reloads_need(visit, service, without, said):
