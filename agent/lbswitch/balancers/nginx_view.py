@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +56,27 @@ class Pool:
 
 
 def certificates(config: Config) -> Mapping[str, str]:
-    """A stamp of each service's certificate and key, so that a renewed one is rendered as a change, and reloaded."""
+    """A hash of each service's certificate and key, so that a renewed one is rendered as a change, and reloaded."""
     return {
-        name: f"{_changed_at(service.tls.cert)}-{_changed_at(service.tls.key)}"
+        name: f"{_fingerprint(service.tls.cert)}-{_fingerprint(service.tls.key)}"
         for name, service in config.services.items()
         if service.tls is not None
     }
 
 
-def _changed_at(path: str) -> str:
+def _fingerprint(path: str) -> str:
+    """Twelve hex digits of the content's SHA-256, or `missing`."""
     try:
         status = Path(path).stat()
+        return _hashed(path, status.st_mtime_ns, status.st_size, status.st_ino)
     except OSError:
         return "missing"
-    return f"{status.st_mtime_ns:x}.{status.st_size}"
+
+
+@lru_cache(maxsize=4096)
+def _hashed(path: str, *_stat: int) -> str:
+    """Read again only when the file's time, size or inode changed. Raises: OSError."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def variables(config: Config, intent: Intent, program: Program, user: str, stamps: Mapping[str, str]) -> dict[str, Any]:
