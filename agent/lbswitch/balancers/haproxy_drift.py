@@ -96,8 +96,9 @@ class HAProxyDrift:
         self._mend(self._mends(intent))
         workers = self._running.workers()
         damaged = self._damage(intent)
+        runs_others = self._running.differences(intent, workers, damaged)
         self._rendered.restore(rendered)
-        if self._running.differences(intent, workers, damaged):
+        if runs_others:
             reload()
             self._running.reloaded()
 

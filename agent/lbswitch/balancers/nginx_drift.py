@@ -60,8 +60,9 @@ class NginxDrift:
             self._pointer.restore(intent)
         workers = self._running.workers()
         damaged = self._damage(intent)
+        runs_others = self._running.differences(intent, workers, damaged)
         self._rendered.restore(rendered)
-        if self._running.differences(intent, workers, damaged):
+        if runs_others:
             reload()
             self._running.reloaded()
 

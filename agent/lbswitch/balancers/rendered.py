@@ -41,6 +41,22 @@ class RenderedDirectory:
         self._intended: str | None = None
         self._known: dict[str, Rendered] = {}
         self._clean: tuple[str, object] | None = None
+        self._moves = 0  # odd while files are being changed by us
+
+    @property
+    def moves(self) -> int | None:
+        """A number that grows with every change of ours; None while one is under way."""
+        return None if self._moves % 2 else self._moves
+
+    @contextlib.contextmanager
+    def _moving(self) -> Iterator[None]:
+        """What others see of the files meanwhile is our doing. Changes take turns: the agent sees to that."""
+        was = self._moves
+        self._moves = was | 1
+        try:
+            yield
+        finally:
+            self._moves = was if was % 2 else was + 2
 
     def installed(self) -> str | None:
         """The revision that `current` points at; None without one, or for who may not look there."""
@@ -76,6 +92,10 @@ class RenderedDirectory:
 
     def install(self, rendered: Rendered) -> None:
         """Write the revision and point `current` at it. Raises: StateError."""
+        with self._moving():
+            self._install(rendered)
+
+    def _install(self, rendered: Rendered) -> None:
         directory = self._rendered / rendered.revision
         staging = self._rendered / f".install-{rendered.revision}-{os.getpid()}"
         try:
@@ -103,7 +123,8 @@ class RenderedDirectory:
                 f"revision {revision} under {self._rendered} was changed by somebody and is not put back as it is; "
                 "the installed configuration is unchanged"
             )
-        self._point_at(revision)
+        with self._moving():
+            self._point_at(revision)
 
     def read(self, revision: str) -> Rendered:
         """The files of a kept revision, as they were rendered where that is known. Raises: StateError."""

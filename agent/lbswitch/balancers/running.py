@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lbswitch.balancers.diffs import of_texts
 from lbswitch.balancers.rendered import RenderedDirectory
@@ -15,6 +16,13 @@ from lbswitch.ports import Difference
 _HANDOVER_S = 0.4  # after a reload, workers from before it answer for 0.1 s
 _MOST_S = 1.5
 _PAUSE_S = 0.01
+
+
+class Crew(NamedTuple):
+    """The workers that ran, and what `RenderedDirectory.moves` was then."""
+
+    pids: frozenset[int]
+    moves: int | None
 
 
 class RunningRevision:
@@ -41,19 +49,22 @@ class RunningRevision:
         self._confirmed: tuple[str, str] | None = None
         self._turn = 0
 
-    def workers(self) -> frozenset[int]:
+    def workers(self) -> Crew:
         """Who runs now."""
-        return frozenset(self._workers())
+        moves = self._rendered.moves
+        return Crew(frozenset(self._workers()), moves)
 
-    def differences(self, intent: Intent, workers: frozenset[int], damaged: Sequence[Difference]) -> list[Difference]:
-        """`workers` ran before `damaged`, which is wrong with the rendered files, was looked for. Never raises.
+    def differences(self, intent: Intent, crew: Crew, damaged: Sequence[Difference]) -> list[Difference]:
+        """`crew` ran before `damaged`, which is wrong with the rendered files, was looked for. Never raises.
 
         Asks one service, another one each time: all of them are answered by the same workers.
         """
         revision = self._rendered.intended
-        if not workers or revision is None or not intent.services:
+        if not crew.pids or revision is None or not intent.services:
             return []
-        self._sort(workers, is_damaged=bool(damaged))
+        if crew.moves is None or crew.moves != self._rendered.moves:
+            return []  # we change files ourselves: nothing can be said of who read them
+        self._sort(crew.pids, is_damaged=bool(damaged))
         names = list(intent.services)
         self._turn += 1
         found = self._other_revision(names[self._turn % len(names)], revision)
