@@ -6,7 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from lbswitch.core.config import AgentConfig, BalancerConfig, BalancerKind, Config, Mode, ServiceConfig, Switching
+from lbswitch.core.config import (
+    AgentConfig,
+    BalancerConfig,
+    BalancerKind,
+    Config,
+    Mode,
+    ServiceConfig,
+    Switching,
+    TimeoutsConfig,
+)
 from lbswitch.core.model import Color
 from lbswitch.core.names import variable_name
 from lbswitch.core.values import Endpoint, parse_endpoint
@@ -212,6 +221,9 @@ def _whose(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) -> I
         for key, instead in _OF_THE_OWNER.items():
             if getattr(service, key):
                 yield Misplaced(("services", name, key), f"is for a balancer that lbswitch manages: {instead}")
+        if balancer.kind is BalancerKind.NGINX and service.timeouts != TimeoutsConfig():
+            words = "are the owner's to set: proxy_connect_timeout and proxy_read_timeout beside their proxy_pass"
+            yield Misplaced(("services", name, "timeouts"), words)
         if service.verify.prefix is not None and balancer.kind is not BalancerKind.HAPROXY:
             yield Misplaced(("services", name, "verify", "prefix"), "is for HAProxy")
 

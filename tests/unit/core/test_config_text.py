@@ -385,6 +385,8 @@ class TestProblems:
             minimal(balancer=guest, shop=f"bind: '127.0.0.1:443', tls: {{cert: /c, key: /k}}, {pools}")
         )
         assert (where, "verify.tls" in message) == ("services.shop.tls", True)
+        _, where, _ = only_problem(minimal(balancer=guest, shop="timeouts: {read: 5s}"))
+        assert where == "services.shop.timeouts"
 
     def test_duplicate_key_names_both_lines(self):
         """The first and the second are said, since either may be the wrong one."""
