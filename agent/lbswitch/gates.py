@@ -6,6 +6,7 @@ import time
 
 from lbswitch.core.decide import PoolState
 from lbswitch.core.model import Color, Gate, Kind, Route
+from lbswitch.errors import NotSeen
 from lbswitch.ports import HealthView, Store
 from lbswitch.serving import Serving
 
@@ -28,6 +29,17 @@ class Gates:
             return None
         why = balancer.why_not_started() or "the agent is about to start it again"
         return Gate("balancer", f"the balancer is not running: {why}")
+
+    def listener(self, service: str) -> Gate | None:
+        """In a balancer that somebody else manages, the owner's lines have to be there for a switch to be seen."""
+        sight, balancer = self._serving.sights.get(service), self._serving.balancer
+        if (sight is not None and sight.verified) or balancer.why_not_started() is None:
+            return None
+        try:
+            self._serving.ask(service)
+        except NotSeen as error:
+            return Gate("listener", f"{error}; a switch could not be seen (lbswitch doctor says what is missing)")
+        return None
 
     def weights(self, service: str, after: Route) -> Gate | None:
         """A split needs a listener that can split; no force helps."""

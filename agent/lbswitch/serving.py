@@ -295,7 +295,8 @@ class Serving:
         try:
             return self._observe(first).revision == self.balancer.installed()
         except NotSeen:
-            return False
+            # Somebody else's may be up without having our files included, and then needs no reload at every start.
+            return self.balancer.why_not_started() is not None
 
     def set_ejected(self, ejected: frozenset[ServerKey]) -> None:
         """Leave exactly these servers out of their pools. Raises: BalancerError, StateError; then nothing changed."""

@@ -121,7 +121,7 @@ class Snapshots:
 
     def _current_tree(self) -> _Tree:
         config, balancer = self._serving.config, self._serving.balancer
-        installed = balancer.installed()
+        installed = balancer.intended_revision()
         key = (id(config), installed, config.text, tuple(_stamps(config, self._config_path)))
         if self._tree is None or self._tree.key != key:
             self._tree = self._written(key, config, list(files_now(config, balancer, self._config_path, installed)))

@@ -203,12 +203,13 @@ class Switcher:
         return last.source
 
     def _refusal(self, request: Request, move: _Move) -> Gate | None:
-        """The first gate that says no; `force` passes freeze and health, and the operation says so."""
+        """The first gate that says no; `force` passes listener, freeze and health, and the operation says so."""
         impossible = self.gates.balancer() or self.gates.weights(move.service, move.route)
         if impossible is not None:
             return impossible
+        listener = None if request.kind.is_way_back else self.gates.listener(move.service)
         freeze = self.gates.freeze(move.service, request.kind)
-        for gate in (freeze, self.gates.health(move.service, move.before.route, move.route)):
+        for gate in (listener, freeze, self.gates.health(move.service, move.before.route, move.route)):
             if gate is None:
                 continue
             if not request.force:
