@@ -145,10 +145,23 @@ class Serving:
 
     # -- moving ----------------------------------------------------------------------------------------------
 
-    def changed_files(self, intent: Intent, *, may_empty: bool = False) -> Rendered | None:
+    def check_ahead(self, balancer: Balancer, intent: Intent) -> str | None:
+        """Let the checker judge what would be installed for this intent; gives its revision, None if it is installed.
+
+        That may take as long as the checker likes, so nobody who has to move traffic waits for it: call it without
+        `mutex`, and `changed_files` then skips what was judged. Raises: RenderFailed, CheckFailed.
+        """
+        rendered = balancer.render(intent)
+        if rendered.revision == balancer.installed():
+            return None
+        balancer.check(rendered)
+        return rendered.revision
+
+    def changed_files(self, intent: Intent, *, may_empty: bool = False, checked: str | None = None) -> Rendered | None:
         """What would have to be installed for this intent, checked by the balancer; None when nothing differs.
 
-        `may_empty` allows that a pool which has servers would have none. Raises: RenderFailed, CheckFailed, NeedsForce.
+        `may_empty` allows that a pool which has servers would have none; `checked` is the revision that was judged just
+        now. Raises: RenderFailed, CheckFailed, NeedsForce.
         """
         try:
             self._step("render")
@@ -156,7 +169,8 @@ class Serving:
             changed = rendered.revision != self.balancer.installed()
             if changed:
                 self._step("check")
-                self.balancer.check(rendered)
+                if rendered.revision != checked:
+                    self.balancer.check(rendered)
                 if not may_empty:
                     self._refuse_to_empty_pools(rendered)
         except BalancerError as error:
@@ -305,10 +319,21 @@ class Serving:
             if self.balancer.eject(ejected):
                 self.intent = after
                 return
-            files = self.changed_files(after)
+        checked = self._checked_ahead(after)
+        with self.mutex:
+            after = self.intent.with_ejected(ejected)
+            files = self.changed_files(after, checked=checked)
             if files is not None:
                 self._install_or_return(files)
             self.intent = after
+
+    def _checked_ahead(self, intent: Intent) -> str | None:
+        """With the balancer that is in use. Raises: RenderFailed, CheckFailed, said by `files_problem`, too."""
+        try:
+            return self.check_ahead(self.balancer, intent)
+        except BalancerError as error:
+            self.files_problem = str(error)
+            raise
 
     def reconfigure(self, config: Config, balancer: Balancer, *, force: bool = False) -> bool:
         """Serve a changed configuration; False when the rendered files are the same. Gives up nothing on failure.
@@ -316,6 +341,9 @@ class Serving:
         Services that stay keep their route, new ones begin on `initial`. Without `force` it takes away no pool's last
         server and no listener that clients use. Raises: BalancerError, StateError.
         """
+        if not force:
+            self._refuse_to_cut_off(config)
+        checked = self.check_ahead(balancer, self._intent_for(config))
         with self.mutex:
             if not force:
                 self._refuse_to_cut_off(config)
@@ -326,7 +354,7 @@ class Serving:
             self._reconfiguring = True
             self.config, self.balancer = config, balancer
             try:
-                files = self.changed_files(after, may_empty=force)
+                files = self.changed_files(after, may_empty=force, checked=checked)
                 has_begun = True
                 self._serve(after, files)
             except Exception:
@@ -354,19 +382,20 @@ class Serving:
     def rehearse(self, config: Config, balancer: Balancer, *, force: bool = False) -> tuple[str, str]:
         """The revision that `reconfigure` or `refresh` would install, and what differs from what is installed.
 
-        Changes nothing. Raises: BalancerError, StateError.
+        Changes nothing, and keeps nobody waiting. Raises: BalancerError, StateError.
         """
         with self.mutex:
-            installed = self.balancer.installed()
-            before = Rendered((), "") if installed is None else self.balancer.read(installed)
+            serves, after = self.balancer, self._intent_for(config)
+            installed = serves.installed()
+            before = Rendered((), "") if installed is None else serves.read(installed)
+        if not force:
+            self._refuse_to_cut_off(config)
+        rendered = balancer.render(after)
+        if rendered.revision != installed:
+            balancer.check(rendered)
             if not force:
-                self._refuse_to_cut_off(config)
-            rendered = balancer.render(self._intent_for(config))
-            if rendered.revision != installed:
-                balancer.check(rendered)
-                if not force:
-                    _need_force(guard.lost_pools(self.balancer.pools(before), balancer.pools(rendered), config))
-            return rendered.revision, changes.unified(before, rendered)
+                _need_force(guard.lost_pools(serves.pools(before), balancer.pools(rendered), config))
+        return rendered.revision, changes.unified(before, rendered)
 
     def adopt(
         self,
@@ -484,8 +513,9 @@ class Serving:
 
         Without `force` no pool loses its last server. Raises: BalancerError, StateError; then nothing has changed.
         """
+        checked = self._checked_ahead(self.intent)
         with self.mutex:
-            files = self.changed_files(self.intent, may_empty=force)
+            files = self.changed_files(self.intent, may_empty=force, checked=checked)
             if files is None:
                 return False
             self.before_change("templates")

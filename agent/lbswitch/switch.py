@@ -97,6 +97,8 @@ class Switcher:
             if service not in self._serving.config.services:
                 known = ", ".join(sorted(self._serving.config.services))
                 raise UnknownService(f"there is no service {service!r}; known: {known}")
+            if service not in self._serving.intent.services:
+                raise Busy(f"{service}: it is just being added; nothing was changed, try again")
         with self.held(request):
             return self._run(request)
 
@@ -231,9 +233,7 @@ class Switcher:
     def _rehearse(self, moves: list[_Move], request: Request, watch: Stopwatch) -> list[Operation]:
         """--dry-run: everything up to INTENT, and nothing kept."""
         try:
-            with self._serving.mutex:
-                after = self._after(moves)
-                files = self._files(after, moves, request)
+            files = self._files(self._after(moves), moves, request)
             note = "would change rendered files and reload" if files is not None else "would reload nothing"
             state, error = OperationState.DONE, None
         except LbswitchError as failure:
@@ -252,15 +252,19 @@ class Switcher:
         }
 
     def _files(self, after: Mapping[str, ServiceIntent], moves: Sequence[_Move], request: Request) -> Rendered | None:
-        """The files that must change. Broken templates never stand in the way back, if it needs no files."""
-        intent = self._serving.intent.with_services(after)
+        """The files that must change. Broken templates never stand in the way back, if it needs no files.
+
+        An automatic one does not even look whether somebody edited any: a check may take a minute.
+        """
+        rendered_otherwise = any(
+            self._serving.needs_files(move.service) or after[move.service].weighted != move.before.weighted
+            for move in moves
+        )
+        if request.kind is Kind.FAILOVER and not rendered_otherwise:
+            return None
         try:
-            return self._serving.changed_files(intent)
+            return self._serving.changed_files(self._serving.intent.with_services(after))
         except BalancerError as error:
-            rendered_otherwise = any(
-                self._serving.needs_files(move.service) or after[move.service].weighted != move.before.weighted
-                for move in moves
-            )
             if not request.kind.is_way_back or rendered_otherwise:
                 raise
             for move in moves:
@@ -272,6 +276,7 @@ class Switcher:
         after: dict[str, ServiceIntent] = {}
         try:
             with self._serving.mutex:
+                self._catch_up(moves)
                 after = self._after(moves)
                 files = self._files(after, moves, request)
                 watch.lap("render")
@@ -291,6 +296,14 @@ class Switcher:
             return self._failed(moves, undo, error, watch)
         self.records.tell(*ended)
         return ended
+
+    def _catch_up(self, moves: Sequence[_Move]) -> None:
+        """The configuration may have changed since the plan was made. Raises: StateError."""
+        for move in moves:
+            before = self._serving.intent.services.get(move.service)
+            if before is None or move.service not in self._serving.config.services:
+                raise StateError(f"{move.service} was taken out of the configuration meanwhile")
+            move.before = before
 
     def _begin(self, moves: list[_Move], after: Mapping[str, ServiceIntent], request: Request) -> None:
         """INTENT is on disk before anything moves, and with it the snapshot.
