@@ -52,9 +52,10 @@ class Agent:
         self.events = events
         self.started_at = time.time()
         self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch")
+        self._urgent_threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch-urgent")
         self._stopping = asyncio.Event()
         self._operations: set[asyncio.Future[Any]] = set()
-        self.automatic = Automatic(serving, switcher, store, monitor, events, self.in_thread)
+        self.automatic = Automatic(serving, switcher, store, monitor, events, self._in_urgent_thread)
         self.upkeep = Upkeep(serving, switcher, events, self.in_thread)
         self.edits = Edits(config_path, serving, store, events, load, self._reconfigured, self.in_thread)
         self.drift = DriftWatch(serving, events, self.in_thread)
@@ -117,10 +118,15 @@ class Agent:
         """End the checks and the threads."""
         await self.monitor.stop()
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._urgent_threads.shutdown)
 
     async def in_thread(self, call: Callable[..., Any], *arguments: object) -> Any:
         """Run something that blocks; a caller that goes away does not stop it."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments))
+
+    async def _in_urgent_thread(self, call: Callable[..., Any], *arguments: object) -> Any:
+        """For what is decided automatically: however many callers wait for a container's engine, it finds a thread."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._urgent_threads, call, *arguments))
 
     async def operate(self, request: Request) -> list[Operation]:
         """Carry out a request. Raises what `Switcher.run` raises."""

@@ -90,6 +90,7 @@ class Automatic:
         self._ailing: set[str] = set()
         self._wake = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+        self._ejecting: asyncio.Task[None] | None = None
         self._next_ejection = 0.0
 
     @property
@@ -127,14 +128,14 @@ class Automatic:
             services = sorted(self._dirty | self._ailing | set(self.problems))
             for service in services:
                 await self._events.guard(f"deciding for {service}", self._decide(service))
-            await self._events.guard("leaving failing servers out", self._eject(services))
+            self._eject_beside(services)
             with contextlib.suppress(TimeoutError):
                 # not wait_for: before Python 3.12 it can swallow a cancellation that comes with the result
                 async with asyncio.timeout(_TICK_S):
                     await self._wake.wait()
 
     async def finish(self) -> None:
-        """Wait for the automatic switches that are under way."""
+        """Wait for the automatic switches and ejections that are under way."""
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _decide(self, service: str) -> None:
@@ -192,6 +193,15 @@ class Automatic:
                     f"the failover to {to} was {operations[0].state}, see operation {operations[0].id}"
                 )
         self.mark(service)
+
+    def _eject_beside(self, services: list[str]) -> None:
+        """One at a time, while decisions go on: it may take a reload, or wait for one."""
+        if self._ejecting is not None and not self._ejecting.done():
+            self._ailing.update(services)
+            return
+        self._ejecting = asyncio.create_task(self._events.guard("leaving failing servers out", self._eject(services)))
+        self._running.add(self._ejecting)
+        self._ejecting.add_done_callback(self._running.discard)
 
     async def _eject(self, services: list[str]) -> None:
         """Leave failing servers out of their pools, and take them back; reloads keep a distance."""

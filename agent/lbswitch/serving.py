@@ -69,7 +69,7 @@ class Serving:
         self.intent = Intent({}, 0)
         self.sights: dict[str, Sight] = {}
         self.files_problem: str | None = None
-        self.usage = Usage(lambda service: self.balancer.connections(service))
+        self.usage = Usage(self._connections)
         self.before_change: Callable[[str], object] = lambda _what: None
         self._pending: Undo | None = None
         self._moves = 0
@@ -98,7 +98,16 @@ class Serving:
     def _observe(self, service: str) -> Observation:
         """Ask the listener; not counted among its clients. Raises: NotSeen."""
         with self.usage.own_look():
-            return self.balancer.observe(service)
+            try:
+                return self.balancer.observe(service)
+            except KeyError:
+                raise NotSeen(f"{service} is not served any more") from None
+
+    def _connections(self, service: str) -> int | None:
+        try:
+            return self.balancer.connections(service)
+        except KeyError:  # removed this instant
+            return 0
 
     def _compare(self, service: str, intent: ServiceIntent, seen: Observation) -> Sight:
         installed = self.balancer.intended_revision() or ""

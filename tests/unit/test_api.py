@@ -16,7 +16,8 @@ from lbswitch.api.app import create_app
 from lbswitch.automatic import PoolView
 from lbswitch.core.config import ServiceConfig
 from lbswitch.core.health import CheckResult, PoolHealth, ServerHealth, advance
-from lbswitch.core.model import Color, Route, ServiceIntent
+from lbswitch.core.model import Color, Intent, Route, ServiceIntent
+from lbswitch.errors import UnknownService
 from lbswitch.events import Events
 from lbswitch.ports import Difference
 from lbswitch.serving import Serving
@@ -40,6 +41,8 @@ class FakeMonitor:
         self.services = dict(services)
 
     def pool(self, service: str, color: Color) -> PoolHealth:
+        if service not in self.services:
+            raise UnknownService(f"no service is named {service}")
         return PoolHealth(tuple(self._health(address) for address in self.services[service].pool(color).servers))
 
     def _health(self, address: str) -> ServerHealth:
@@ -321,3 +324,25 @@ def test_events_are_streamed_from_where_a_reader_left(tmp_path: Path) -> None:
             await stream.aclose()
 
     asyncio.run(story())
+
+
+def test_while_a_service_is_being_added_all_others_are_told_of(through) -> None:
+    """For the moment in which it is configured and not served yet it is left out, and asking for it is no accident."""
+
+    async def story(client: Client) -> None:
+        serving = client.agent.serving
+        both = serving.intent
+        async with client.agent.edits.paused():
+            serving.intent = Intent({"shop": both.services["shop"]}, both.generation)
+            for query in ("", "?detail=true"):
+                code, document = await client.get(f"/v1/services{query}")
+                assert (code, set(document["services"])) == (200, {"shop"})
+                code, document = await client.get(f"/v1/services/blog{query}")
+                assert (code, "just being added or removed" in document["detail"]) == (404, True)
+            assert (await client.post("/v1/services/blog/switch", {"to": "green"}))[0] == 423
+            serving.intent = both
+            del client.monitor.services["blog"]  # served, and checked in a moment
+            metrics = await client.http.get("/metrics")
+            assert (metrics.status_code, 'lbswitch_generation{service="blog"}' in metrics.text) == (200, True)
+
+    through(story)

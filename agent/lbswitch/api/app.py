@@ -136,7 +136,8 @@ def _add_reading(app: FastAPI, agent: Agent) -> None:
     async def service(name: str, detail: bool = False) -> dict[str, Any]:
         """One service's object; with `detail` what is intended, on disk and running, looked at now."""
         document = documents.service(agent, _known(agent, name))
-        return {**document, **(await agent.in_thread(documents.detailed, agent, [name]))[name]} if detail else document
+        columns = await agent.in_thread(documents.detailed, agent, [name]) if detail else {}
+        return {**document, **columns.get(name, {})}
 
     @app.get("/v1/operations", responses=_only(404, 422))
     @app.get("/v1/history", responses=_only(404, 422))
@@ -305,8 +306,9 @@ def _add_snapshots(app: FastAPI, agent: Agent, answers: Answers) -> None:
         def compare() -> dict[str, Any]:
             serving = agent.serving
             with serving.mutex:
-                now = list(files_now(serving.config, serving.balancer, agent.config_path, serving.balancer.installed()))
-                return showing.diff(_archive(agent), read(number), now, serving.intent)
+                served = serving.stand()
+                now = list(files_now(served.config, served.balancer, agent.config_path, served.balancer.installed()))
+            return showing.diff(_archive(agent), read(number), now, served.intent)
 
         document: dict[str, Any] = await agent.in_thread(compare)
         return document

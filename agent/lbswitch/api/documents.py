@@ -5,6 +5,7 @@ Only `detailed` asks others: disk, listeners and workers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -28,11 +29,8 @@ def status(agent: Agent, itself: Mapping[str, Any]) -> dict[str, Any]:
 def _services(agent: Agent) -> Iterator[tuple[str, dict[str, Any]]]:
     """Those that all parts know: one that is just being added or removed by another thread is left out."""
     for name in agent.config.services:
-        try:
+        with contextlib.suppress(UnknownService):
             yield name, service(agent, name)
-        except (KeyError, UnknownService):
-            if not agent.edits.is_applying and name in agent.config.services:
-                raise
 
 
 def detailed(agent: Agent, names: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -46,12 +44,12 @@ def detailed(agent: Agent, names: Collection[str]) -> dict[str, dict[str, Any]]:
         committed = None
     on_disk = {} if committed is None else committed.services
     found: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name in (name for name in names if name in intent.services):
         wanted = intent.services[name]
         found[name] = {
             "intended": _served(wanted, balancer.intended_revision()),
             "on_disk": _served(on_disk.get(name), balancer.installed()),
-            "running": {**_running(serving, name), "workers": _workers(workers, name)},
+            "running": {**_running(serving, name, wanted), "workers": _workers(workers, name)},
         }
     return found
 
@@ -69,13 +67,13 @@ def _served(intent: ServiceIntent | None, revision: str | None) -> dict[str, Any
     }
 
 
-def _running(serving: Serving, name: str) -> dict[str, Any]:
+def _running(serving: Serving, name: str, wanted: ServiceIntent) -> dict[str, Any]:
     """What the listener answers; `live` is None and `error` says why when it does not."""
     try:
         seen = serving.ask(name)
     except LbswitchError as error:
         return {**_served(None, None), "error": str(error)}
-    route = Route(serving.intent.services[name].route.live).with_share(Color.GREEN, seen.share_green)
+    route = Route(wanted.route.live).with_share(Color.GREEN, seen.share_green)
     return {**_served(ServiceIntent(route, seen.generation), seen.revision), "error": None}
 
 
@@ -108,7 +106,16 @@ def about(agent: Agent) -> dict[str, Any]:
 
 
 def service(agent: Agent, name: str) -> dict[str, Any]:
-    """One service's object."""
+    """One service's object. Raises: UnknownService; also for a moment, while it is being added or removed."""
+    try:
+        return _service(agent, name)
+    except (KeyError, UnknownService) as error:
+        if agent.edits.is_applying or name not in agent.config.services:
+            raise UnknownService(f"the service {name} is just being added or removed; ask again") from error
+        raise
+
+
+def _service(agent: Agent, name: str) -> dict[str, Any]:
     intent = agent.serving.intent.services[name]
     sight = agent.serving.sights.get(name)
     verified = sight is not None and sight.verified and not agent.upkeep.balancer_is_down

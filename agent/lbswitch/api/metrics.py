@@ -9,7 +9,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lbswitch.agent import Agent
+from lbswitch.core.health import PoolHealth
 from lbswitch.core.model import Color, OperationState
+from lbswitch.errors import UnknownService
 from lbswitch.events import Event
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -36,8 +38,8 @@ class _Services(Collector):
             drift.add_metric([where], sum(each.where == where for each in agent.drift.found))
         latched = agent.store.frozen()
         for name, intent in agent.serving.intent.services.items():
-            for color in Color:
-                pool = agent.monitor.pool(name, color)
+            pools = _pools(agent, name)
+            for color, pool in pools.items():
                 share.add_metric([name, color], intent.route.share(color))
                 healthy.add_metric([name, color], pool.healthy)
                 total.add_metric([name, color], pool.total)
@@ -46,6 +48,14 @@ class _Services(Collector):
             verified.add_metric([name], float(sight is not None and sight.verified))
             frozen.add_metric([name], float(name in latched))
         yield from (share, healthy, total, generation, verified, frozen, drift)
+
+
+def _pools(agent: Agent, service: str) -> dict[Color, PoolHealth]:
+    """None of a service that is just being added: it is not checked yet."""
+    try:
+        return {color: agent.monitor.pool(service, color) for color in Color}
+    except UnknownService:
+        return {}
 
 
 class Metrics:
