@@ -1,13 +1,27 @@
-"""What holds for all tests: those of a balancer that can't be had here are skipped, and say so."""
+"""What holds for all tests: those of a balancer that can't be had here are skipped, and say so.
+
+Agents and commands run as processes of their own, hundreds of them, and inherit two things of this one: how they begin
+with SIGINT, which shells without job control ignore in what they start with `&`, and whether Python may keep what it
+compiled.
+"""
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 _HERE = Path(__file__).resolve().parent
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def pytest_configure() -> None:
+    """Ctrl-C counts in every process that a test starts, and none of them compiles all of lbswitch again."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        os.environ["PYTHONPYCACHEPREFIX"] = str(_HERE.parent / ".pytest_cache" / "pycache")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,7 @@
 """`control: docker` without an engine: paths, and what is said when none answers. With one: tests/docker."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,15 @@ def test_a_path_that_is_not_mounted_names_what_to_mount(here: Path):
         Mounts("lb", {}, []).seen(here / "out" / "file")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # docker's client forgets its socket
+@pytest.fixture
+def forgotten_sockets() -> Iterator[None]:
+    """Docker's client forgets its socket when it can't connect: collected here, not in a test that comes later."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("forgotten_sockets")
 def test_without_an_engine_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And that the engine is to be started; nothing that only asks raises."""
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")

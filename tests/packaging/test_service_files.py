@@ -116,12 +116,12 @@ def test_the_agent_has_one_capability_and_its_own_user():
 
 @pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: path.stem)
 def test_a_guest_may_read_and_write_one_directory(drop_in: Path):
-    """The capabilities of managed mode are taken away, not added to."""
+    """The capabilities of managed mode are taken away, not added to; the agent starts without the directory, too."""
     lines = list(settings(drop_in))
     for name in ("CapabilityBoundingSet", "AmbientCapabilities"):
         assert [text for key, text in lines if key == name] == ["", "CAP_DAC_READ_SEARCH"]
     kind = drop_in.stem.removeprefix("guest-")
-    assert dict(lines)["ReadWritePaths"] == f"/etc/{kind}/lbswitch"
+    assert dict(lines)["ReadWritePaths"] == f"-/etc/{kind}/lbswitch"
 
 
 def test_a_balancer_that_runs_already_is_not_stopped_by_its_unit():

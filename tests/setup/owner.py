@@ -116,7 +116,7 @@ class _GuestsAgent(Agent):
         self.env = owner.env
         self._process = None
 
-    def balancer_stop(self) -> int:
+    def balancer_kill(self) -> int:
         return 0
 
 

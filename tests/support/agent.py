@@ -51,7 +51,8 @@ def make_short_directory() -> Path:
 
 
 class Agent:
-    """`lbswitch agent` in a directory: `start`, `lbswitch`, `http`, `kill`, `stop`, `balancer_stop`, `close`.
+    """`lbswitch agent` in a directory: `start`, `lbswitch`, `http`, `kill`, `stop`, `balancer_stop`,
+    `close`.
 
     As a context manager it starts at once, prints the agent's log when the block failed, and at the end stops agent and
     balancer and removes the directory if it made it.
@@ -164,6 +165,10 @@ class Agent:
         """Stop the balancer; what is left of it after that is killed, and counted in the answer."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.lbswitch("balancer", "stop", timeout_s=20)
+        return self.balancer_kill()
+
+    def balancer_kill(self) -> int:
+        """Kill the balancer, and say how many processes that were."""
         left = self.balancer_processes()
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -189,7 +194,7 @@ class Agent:
         try:
             self.stop()
         finally:
-            self.balancer_stop()
+            self.balancer_kill()
             if self._is_ours:
                 shutil.rmtree(self.directory, ignore_errors=True)
 

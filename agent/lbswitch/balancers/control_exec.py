@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import select
+import selectors
 import signal
 import struct
 import time
@@ -71,18 +71,20 @@ def _execute(container: Container, argv: list[str], timeout_s: float) -> procs.R
 def _read(socket: Any, deadline: float) -> bytes:
     """What comes until the other side closes, cut when it is far too much. Raises: TimeoutError."""
     content = bytearray()
-    while True:
-        remaining_s = deadline - time.monotonic()
-        if remaining_s <= 0 or not select.select([socket.fileno()], [], [], remaining_s)[0]:
-            raise TimeoutError
-        chunk = socket.read(65536) if hasattr(socket, "read") else socket.recv(65536)
-        if not chunk:
-            return bytes(content)
-        content += chunk if len(content) < _MOST_BYTES else b""
+    with selectors.DefaultSelector() as arrived:  # not select(2), which fails when many files are open
+        arrived.register(socket.fileno(), selectors.EVENT_READ)
+        while True:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0 or not arrived.select(remaining_s):
+                raise TimeoutError
+            chunk = socket.read(65536) if hasattr(socket, "read") else socket.recv(65536)
+            if not chunk:
+                return bytes(content)
+            content += chunk if len(content) < _MOST_BYTES else b""
 
 
 def _output(content: bytes) -> bytes:
-    """Both streams in the order in which they came."""
+    """Both streams in the order in which they came; the engine copies each by itself."""
     parts, place = [], 0
     while place + _HEADER.size <= len(content):
         _, length = _HEADER.unpack_from(content, place)
