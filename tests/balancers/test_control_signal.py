@@ -203,3 +203,38 @@ def test_a_user_who_may_not_signal_is_told_what_to_do(owner: Owner):
     assert "the user nobody may not send" in done.stdout
     assert "docs/service-files.md" in done.stdout
     assert owner.workers(pid) == before
+
+
+def test_what_another_user_calls_a_master_is_none(owner: Owner):
+    """Anybody may name a process as they like; lbswitch runs no program and signals no process because of that."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to be another user")
+    program, ran = owner.directory / owner.kind, owner.directory / "ran"
+    program.write_text(f"#!/bin/sh\necho $(id -u) >> {ran}\n")
+    program.chmod(0o755)
+    pid_file = owner.directory / "stale.pid"
+    title = {
+        "nginx": [f"nginx: master process {program}"],
+        "haproxy": [str(program), "-W", "-f", str(owner.config)],
+    }[owner.kind]
+    shell = 'exec -a "$0" bash -s -- "$@"'
+    with subprocess.Popen(
+        ["bash", "-c", shell, *title], user=65534, group=65534, extra_groups=(), stdin=-1, stdout=-1
+    ) as fake:
+        assert fake.stdin is not None
+        assert fake.stdout is not None
+        fake.stdin.write(b"echo\n")
+        fake.stdin.flush()
+        fake.stdout.readline()
+        pid_file.write_text(str(fake.pid))
+        try:
+            for settings in ({}, {"pid_file": str(pid_file)}):
+                found = owner.control(**settings)
+                assert (found.pid(), found.is_running(), found.arguments()) == (None, False, [])
+                with pytest.raises(ReloadFailed, match="master runs"):
+                    found.reload()
+            assert not ran.exists()
+            pid = owner.start()
+            assert owner.control(pid_file=str(pid_file)).pid() == pid
+        finally:
+            fake.kill()

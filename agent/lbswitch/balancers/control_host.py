@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lbswitch import procs
@@ -46,12 +46,33 @@ def process(pid: int) -> Process | None:
         return None
 
 
-def processes() -> list[Process]:
-    """Everything that runs here, without what runs in a container: that sees other files under the same paths."""
+def processes(owners: Collection[int] = ()) -> list[Process]:
+    """What may be believed of all that runs here (`is_trusted`).
+
+    Without what runs in a container: that sees other files under the same paths.
+    """
     import psutil
 
     depth = _depth(os.getpid())
-    return [found for pid in psutil.pids() if (found := process(pid)) is not None and _depth(pid) == depth]
+    return [
+        found
+        for pid in psutil.pids()
+        if (found := process(pid)) is not None and is_trusted(pid, owners) and _depth(pid) == depth
+    ]
+
+
+def is_trusted(pid: int, owners: Collection[int] = ()) -> bool:
+    """Whether nobody but root, this user or `owners` can have chosen its command line.
+
+    Whoever starts a process names it as they like, a setuid program too, and lbswitch runs the program that a master
+    names.
+    """
+    import psutil
+
+    try:
+        return set(psutil.Process(pid).uids()) <= {0, os.geteuid(), *owners}
+    except psutil.Error:
+        return False
 
 
 def _depth(pid: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
@@ -11,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lbswitch import procs
-from lbswitch.balancers.control_host import OnThisHost, arguments_of, process, processes, takes
+from lbswitch.balancers.control_host import OnThisHost, arguments_of, is_trusted, process, processes, takes
 from lbswitch.balancers.control_masters import Process, is_master_worker, masters, reads
 from lbswitch.core.config import BalancerConfig, BalancerKind
 from lbswitch.core.config import Control as Kind
@@ -82,7 +83,7 @@ class ControlSignal(OnThisHost):
         named = self._named()
         if named is not None:
             return [named]
-        found = masters(self._balancer, processes())
+        found = masters(self._balancer, processes(self._owners()))
         return [master for master in found if reads(self._balancer, master, self._config, _built_in)]
 
     def _named(self) -> Process | None:
@@ -92,7 +93,17 @@ class ControlSignal(OnThisHost):
             found = process(int(self._pid_file.read_text().split()[0]))
         except (OSError, ValueError, IndexError):
             return None
-        return found if found is not None and masters(self._balancer, [found]) else None
+        if found is None or not masters(self._balancer, [found]) or not is_trusted(found.pid, self._owners()):
+            return None
+        return found
+
+    def _owners(self) -> set[int]:
+        """Who may write the configuration says what the balancer does in any case."""
+        found = set()
+        for path in self._config:
+            with contextlib.suppress(OSError):
+                found.add(Path(path).stat().st_uid)
+        return found
 
     # -- words -------------------------------------------------------------------------------------------------
 

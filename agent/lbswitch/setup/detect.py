@@ -51,7 +51,8 @@ class Found:
         how = {Control.SYSTEMD: f"systemd, {self.unit}", Control.DOCKER: f"docker, {self.container[:12]}"}
         state = f"running, pid {self.pid}" if self.pid is not None else "not running"
         by = how.get(self.control, "signal")
-        return f"{self.kind} {self.version} ({state}; {', '.join(self.config)}; controlled by {by})"
+        what = f"{self.kind} {self.version}".rstrip()
+        return f"{what} ({state}; {', '.join(self.config)}; controlled by {by})"
 
 
 def detect() -> list[Found]:
@@ -202,7 +203,7 @@ def _contained(kind: BalancerKind, master: Process, container: str) -> Found:
     config = option(arguments, "c" if kind is BalancerKind.NGINX else "f") or [PACKAGED[kind]]
     return Found(
         kind,
-        version(f"/proc/{master.pid}/exe"),
+        "",  # who runs the container's program on this host lets it out of the container
         arguments[0],
         tuple(config),
         Control.DOCKER,
