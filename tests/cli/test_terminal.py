@@ -60,7 +60,7 @@ def test_no_color_is_respected(agent: FakeAgent):
 def test_watch_on_a_terminal_redraws_until_ctrl_c(agent: FakeAgent):
     """Ctrl-C is 130, and the terminal is left as it was found."""
     agent.answers["GET", "/v1/services"] = [(200, GREEN), (200, GREEN), (200, BLUE)]
-    code, seen = in_terminal("status", "--watch", "--interval", "0.1", "--socket", agent.socket_path, until="44")
+    code, seen = in_terminal("status", "--watch", "--interval", "0.1", "--socket", agent.socket_path, until="m  44 ")
     assert code == 130
     assert seen.count("\x1b[H") >= 3
     assert "\x1b[?7h" in seen
