@@ -1,6 +1,7 @@
 """One Docker Engine for all tests here; where there can be none they are skipped, and say so.
 
 LBSWITCH_TEST_DOCKER=require fails them instead. LBSWITCH_TEST_CACHE is where the image is kept between runs.
+Every module here names the group "docker" of pytest-xdist: a worker with a test of it starts an engine of its own.
 """
 
 import os

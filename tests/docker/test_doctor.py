@@ -1,6 +1,10 @@
 """The doctor looks into a container as the balancer sees it."""
 
+import pytest
+
 from tests.docker.site import Site
+
+pytestmark = [pytest.mark.xdist_group("docker"), pytest.mark.timeout(300)]
 
 
 def findings(site: Site) -> set[str]:
