@@ -17,7 +17,7 @@ def unified(before: Rendered, after: Rendered) -> str:
 def _of_file(name: str, before: RenderedFile | None, after: RenderedFile | None) -> str:
     if before is not None and after is not None and before.content == after.content:
         return ""
-    if any(file is not None and file.secret for file in (before, after)):
+    if any(file is not None and file.is_hidden for file in (before, after)):
         return f"{name}: differs (secret, not shown)\n"
     return "".join(difflib.unified_diff(_lines(before), _lines(after), f"installed/{name}", f"rendered/{name}"))
 

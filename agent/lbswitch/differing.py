@@ -24,7 +24,7 @@ def differences(before: Rendered, after: Rendered) -> str:
 
 def _texts(rendered: Rendered) -> dict[str, list[str]]:
     return {
-        file.name: [] if file.secret else list(_lines(file.content.decode(errors="replace"), rendered.revision))
+        file.name: [] if file.is_hidden else list(_lines(file.content.decode(errors="replace"), rendered.revision))
         for file in rendered.files
     }
 

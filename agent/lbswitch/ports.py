@@ -25,6 +25,11 @@ class RenderedFile:
     content: bytes
     secret: bool = False
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether nobody is shown the content: it is secret, or named like a key, whatever mode somebody gave it."""
+        return self.secret or self.name.endswith((".pem", ".key"))
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:

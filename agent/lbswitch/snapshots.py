@@ -292,7 +292,7 @@ def files_now(config: Config, balancer: Balancer, config_path: Path, installed: 
         if content is not None:
             yield File(_TEMPLATES + name, content)
     for file in () if installed is None else balancer.read(installed).files:
-        yield File(_RENDERED + file.name, file.content, file.secret)
+        yield File(_RENDERED + file.name, file.content, file.is_hidden)
 
 
 def _templates(config: Config) -> Iterable[tuple[str, Path]]:

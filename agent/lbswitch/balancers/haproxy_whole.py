@@ -6,8 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from lbswitch.balancers.haproxy_guest_rendering import FILE
 from lbswitch.balancers.haproxy_maps import MapFiles
 from lbswitch.balancers.haproxy_owner import CommandLine, Loaded, Owner
 from lbswitch.balancers.haproxy_program import alerts
+from lbswitch.balancers.staging import staging
 from lbswitch.core.config import BalancerConfig
 from lbswitch.core.config import Control as Kind
 from lbswitch.errors import BalancerMissing, BalancerTooOld, CheckFailed, StateError
@@ -49,8 +48,8 @@ class Whole:
         """With our file in its place, or at the end if nothing leads to it yet. Raises: CheckFailed, StateError."""
         loaded = self._owner.look()
         command, base = loaded.command, loaded.base
-        with self._staging() as staging:
-            files = self._in_place(loaded, staging, rendered)
+        with self._staging() as directory:
+            files = self._in_place(loaded, directory, rendered)
             argv = [self._program(command), "-c", *command.kept]
             if self._control.kind is not Kind.DOCKER or command.directory is not None:
                 argv += ["-C", base]
@@ -110,30 +109,16 @@ class Whole:
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
         """A directory that HAProxy sees and does not load; gone afterwards. Raises: StateError, CheckFailed."""
-        is_inside = self._control.kind is Kind.DOCKER
-        parent = self._files.directory if is_inside else None
-        try:
-            if is_inside:
-                self._sweep()
-            staging = Path(tempfile.mkdtemp(prefix=".check-" if is_inside else "lbswitch-check-", dir=parent))
-            if is_inside:
-                staging.chmod(0o755)  # the container's user may be another one
-        except OSError as error:
-            raise StateError(
-                f"nowhere to check: {error.filename}: {error.strerror}; nothing was changed"
-                + ("" if is_inside else " (TMPDIR names another directory)")
-            ) from error
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """What an agent left that was killed in a check; one that takes place now is younger."""
-        for path in self._files.directory.glob(".check-*"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > 2 * _TIMEOUT_S:
-                    shutil.rmtree(path, ignore_errors=True)
+        below = self._files.directory if self._control.kind is Kind.DOCKER else None
+        with contextlib.ExitStack() as stack:
+            try:
+                directory = stack.enter_context(staging(below))
+            except OSError as error:
+                raise StateError(
+                    f"nowhere to check: {error.filename}: {error.strerror}; nothing was changed"
+                    + ("" if below is not None else " (TMPDIR names another directory)")
+                ) from error
+            yield directory
 
     def _program(self, command: CommandLine) -> str:
         """Raises: BalancerMissing."""

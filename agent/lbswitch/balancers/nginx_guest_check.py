@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,14 +15,13 @@ from lbswitch.balancers.nginx_binary import Program
 from lbswitch.balancers.nginx_guest_files import HTTP_FILE
 from lbswitch.balancers.nginx_guest_shadow import Shadow
 from lbswitch.balancers.nginx_pointer import make_directory
+from lbswitch.balancers.staging import staging
 from lbswitch.balancers.tls_files import user_name
 from lbswitch.core.config import Control as Kind
 from lbswitch.errors import BalancerMissing, CheckFailed
 from lbswitch.ports import Rendered
 
 _CHECK_S = 60.0  # a thousand services with host names to resolve
-_STAGING, _IN_CONTAINER = "lbswitch-check-", ".check-"
-_FORGOTTEN_S = 600.0
 _LONGEST_SOCKET = 107  # unix(7)
 # What nginx opens once all files are read has no line; what may be opened here says nothing about the configuration.
 _RIGHTS = re.compile(r"\[emerg\] .*\((?:1: Operation not permitted|13: Permission denied)\)$")
@@ -42,16 +37,16 @@ class Checker:
 
     def check(self, shadow: Shadow, candidate: Rendered) -> None:
         """Nothing is left behind. Raises: CheckFailed with nginx's words."""
-        with self._staging() as staging:
-            seen = str(self._control.seen(staging))
+        with self._staging() as directory:
+            seen = str(self._control.seen(directory))
             try:
-                shadow.write(staging, seen)
+                shadow.write(directory, seen)
                 self._judge(shadow, [*self._options, "-c", shadow.main])
                 apart = self._apart(shadow, candidate, seen)
                 if apart is not None:
-                    (staging / "apart.conf").write_text(apart)
-                    (staging / "apart.conf").chmod(0o644)
-                    make_directory(staging / "tmp")
+                    (directory / "apart.conf").write_text(apart)
+                    (directory / "apart.conf").chmod(0o644)
+                    make_directory(directory / "tmp")
                     self._judge(shadow, ["-p", seen, "-c", f"{seen}/apart.conf"])
             except (OSError, procs.TimedOut, BalancerMissing) as error:
                 raise CheckFailed(f"nginx -t could not judge the configuration: {error}") from error
@@ -99,39 +94,12 @@ class Checker:
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
         """An empty directory that nginx can see, for nobody else to look into. Raises: CheckFailed."""
-        in_container = self._control.kind is Kind.DOCKER
-        try:
-            outer = _below(self._output) if in_container else _elsewhere()
-        except OSError as error:
-            raise CheckFailed(f"nowhere to check: {error.strerror}: {error.filename}; nothing was changed") from error
-        try:
-            yield _hidden(outer) if in_container else outer
-        finally:
-            shutil.rmtree(outer, ignore_errors=True)
-
-
-def _elsewhere() -> Path:
-    """No TemporaryDirectory: in it are symlinks to the owner's files, whose modes its cleanup might change."""
-    return Path(tempfile.mkdtemp(prefix=_STAGING))  # mode 0700
-
-
-def _below(output: Path) -> Path:
-    _remove_forgotten(output)
-    return Path(tempfile.mkdtemp(prefix=_IN_CONTAINER, dir=output))
-
-
-def _hidden(outer: Path) -> Path:
-    """In a container nginx may be any user: a directory for all of them, behind one that can't be listed."""
-    inner = outer / secrets.token_hex(16)
-    inner.mkdir()
-    inner.chmod(0o755)
-    outer.chmod(0o711)
-    return inner
-
-
-def _remove_forgotten(output: Path) -> None:
-    """What an agent that was killed during a check has left."""
-    for path in output.glob(f"{_IN_CONTAINER}*"):
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime < time.time() - _FORGOTTEN_S:
-                shutil.rmtree(path, ignore_errors=True)
+        below = self._output if self._control.kind is Kind.DOCKER else None
+        with contextlib.ExitStack() as stack:
+            try:
+                directory = stack.enter_context(staging(below))
+            except OSError as error:
+                raise CheckFailed(
+                    f"nowhere to check: {error.strerror}: {error.filename}; nothing was changed"
+                ) from error
+            yield directory

@@ -12,20 +12,24 @@ memory, so that a directory which somebody edited can be written again and compa
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import pwd
 import re
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lbswitch.balancers.diffs import of_texts
+from lbswitch.balancers.staging import staging
 from lbswitch.errors import LbswitchError, StateError
 from lbswitch.files import read_link, replace_symlink, sync_directory, write_file
 from lbswitch.ports import REVISION_MARK, Difference, Rendered, RenderedFile
 
 _KEEP = 10
+_STAGED, _FORGOTTEN_S = ".install-", 600.0
 _REMEMBERED = 2  # the installed one, and the one before to return to
 _REVISION = re.compile(r"^[0-9a-f]{12}$")
 
@@ -81,14 +85,14 @@ class RenderedDirectory:
         """
         with contextlib.ExitStack() as stack:
             try:
-                staging = Path(stack.enter_context(_temporary_directory()))
+                directory = stack.enter_context(staging())
                 for file in rendered.files:
-                    _write_briefly(staging / file.name, file)
+                    _write_briefly(directory / file.name, file)
             except OSError as error:
                 raise StateError(
                     f"nowhere to check: {error.strerror}; nothing was changed (TMPDIR names another directory)"
                 ) from error
-            yield staging
+            yield directory
 
     def install(self, rendered: Rendered) -> None:
         """Write the revision and point `current` at it. Raises: StateError."""
@@ -97,14 +101,14 @@ class RenderedDirectory:
 
     def _install(self, rendered: Rendered) -> None:
         directory = self._rendered / rendered.revision
-        staging = self._rendered / f".install-{rendered.revision}-{os.getpid()}"
+        staging = self._rendered / f"{_STAGED}{rendered.revision}-{os.getpid()}"
         try:
             if not self._holds(rendered):
                 self._write(staging, rendered)
                 self._put_in_place(staging, directory)
             os.utime(directory)
         except OSError as error:
-            raise StateError(f"{directory}: {error.strerror}; the installed configuration is unchanged") from error
+            raise StateError(self._not_written(directory, error)) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self._point_at(rendered.revision)
@@ -134,10 +138,7 @@ class RenderedDirectory:
         """As they are on disk. Raises: StateError."""
         directory = self._rendered / revision
         try:
-            files = tuple(
-                RenderedFile(path.name, path.read_bytes(), secret=path.stat().st_mode & 0o077 == 0)
-                for path in sorted(directory.iterdir())
-            )
+            files = tuple(_file(path) for path in sorted(directory.iterdir()))
         except OSError as error:
             raise StateError(f"revision {revision} can't be read: {error.strerror}: {directory}") from error
         return Rendered(files, revision)
@@ -146,8 +147,18 @@ class RenderedDirectory:
         try:
             replace_symlink(self.current, f"rendered/{revision}")
         except OSError as error:
-            raise StateError(f"{self.current}: {error.strerror}; the installed configuration is unchanged") from error
+            raise StateError(self._not_written(self.current, error)) from error
         self._intended = revision
+
+    def _not_written(self, path: Path, error: OSError) -> str:
+        """What failed, what holds, and for rights what to do."""
+        said = f"{path}: {error.strerror}; the installed configuration is unchanged"
+        top = self.current.parent
+        if error.errno == errno.EROFS:
+            return f"{said}; the agent's unit needs ReadWritePaths={top}, and a restart"
+        if isinstance(error, PermissionError):
+            return f"{said}; the agent has to own what is there: chown -R {_user()}: {top}"
+        return said
 
     def _holds(self, rendered: Rendered) -> bool:
         """Whether its directory is there and holds exactly these files."""
@@ -282,7 +293,7 @@ class RenderedDirectory:
                 write_file(directory / file.name, file.content, 0o600 if file.secret else 0o644)
             sync_directory(directory)
         except OSError as error:
-            raise StateError(f"{directory}: {error.strerror}; the installed configuration is unchanged") from error
+            raise StateError(self._not_written(directory, error)) from error
 
     def _prune(self, keep: str) -> None:
         """Keep the newest revisions; `reinstall` needs the last one, people may want a few more."""
@@ -291,6 +302,14 @@ class RenderedDirectory:
         for path in newest_first[_KEEP:]:
             if path.name != keep:
                 shutil.rmtree(path, ignore_errors=True)
+        self._remove_forgotten()
+
+    def _remove_forgotten(self) -> None:
+        """What an agent that was killed while it installed has left."""
+        for path in self._rendered.glob(f"{_STAGED}*"):
+            with contextlib.suppress(OSError):
+                if path.lstat().st_mtime < time.time() - _FORGOTTEN_S:
+                    _remove(path)
 
 
 def is_intact(rendered: Rendered) -> bool:
@@ -298,6 +317,14 @@ def is_intact(rendered: Rendered) -> bool:
     mark, value = REVISION_MARK.encode(), rendered.revision.encode()
     marked = [RenderedFile(file.name, file.content.replace(value, mark)) for file in rendered.files]
     return Rendered.of(marked).revision == rendered.revision
+
+
+def _user() -> str:
+    """Whose process this is."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _file_difference(path: Path, wanted: RenderedFile | None, found: RenderedFile | None) -> Difference:
@@ -310,7 +337,7 @@ def _file_difference(path: Path, wanted: RenderedFile | None, found: RenderedFil
     else:
         what = f"was changed ({len(wanted.content)} bytes intended, {len(found.content)} found)"
         before, after = wanted.content, found.content
-    is_secret = any(file is not None and file.secret for file in (wanted, found)) or path.suffix in (".pem", ".key")
+    is_secret = any(file is not None and file.is_hidden for file in (wanted, found))
     diff = "" if is_secret else of_texts(str(path), _text(before), _text(after))
     hidden = "; it is secret, so the difference is not shown" if is_secret and before != after else ""
     return Difference("disk", str(path), f"{path} {what}{hidden}", diff=diff)
@@ -318,6 +345,16 @@ def _file_difference(path: Path, wanted: RenderedFile | None, found: RenderedFil
 
 def _text(content: bytes) -> str:
     return content.decode(errors="replace")
+
+
+def _file(path: Path) -> RenderedFile:
+    """Reads no link, which may lead to what nobody is to be shown, nor a pipe, which may never end. Raises: OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
+        return RenderedFile(path.name, file.read(), secret=status.st_mode & 0o077 == 0)
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int, int, int]:
@@ -329,10 +366,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="lbswitch-check-", ignore_cleanup_errors=True)  # mode 0700
 
 
 def _write_briefly(path: Path, file: RenderedFile) -> None:

@@ -117,7 +117,7 @@ class RunningRevision:
         except StateError:
             return ""
         texts = [
-            {file.name: file.content.decode(errors="replace") for file in rendered.files if not file.secret}
+            {file.name: file.content.decode(errors="replace") for file in rendered.files if not file.is_hidden}
             for rendered in (before, after)
         ]
         names = sorted(texts[0].keys() | texts[1].keys())
