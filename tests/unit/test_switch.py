@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lbswitch.core.model import Color, Intent, Kind, OperationState, Route, ServiceIntent
-from lbswitch.errors import Busy, Conflict, UnknownService
+from lbswitch.core.model import Color, Intent, Kind, Observation, OperationState, Route, ServiceIntent
+from lbswitch.errors import Busy, Conflict, NotSeen, Refused, UnknownService
 from lbswitch.events import Events
 from lbswitch.serving import Serving
 from lbswitch.store.sqlite import SqliteStore
@@ -21,8 +21,8 @@ BLUE, GREEN = Color.BLUE, Color.GREEN
 class Desk:
     """A Switcher on fakes with a real store."""
 
-    def __init__(self, directory: Path) -> None:
-        self.balancer, self.health, self.events = FakeBalancer(), FakeHealth(), Events(time.time)
+    def __init__(self, directory: Path, balancer: FakeBalancer | None = None) -> None:
+        self.balancer, self.health, self.events = balancer or FakeBalancer(), FakeHealth(), Events(time.time)
         self.store = SqliteStore(directory / "lbswitch.db")
         self.steps: list[str] = []
         self.config = config_of()
@@ -326,3 +326,79 @@ def test_recovery_after_dying_at_any_step(desk: Desk, step: str, sick: bool) -> 
         assert facts["shop"].route == expected
     if moved:
         assert desk.store.history(1)[0].state == (OperationState.REVERTED if sick else OperationState.DONE)
+
+
+class OwnersBalancer(FakeBalancer):
+    """Somebody else's to start, as a guest's is; `included` says whether its listener has our lines."""
+
+    included = True
+
+    def why_not_started(self) -> str | None:
+        return "nginx is somebody else's to start"
+
+    def observe(self, service: str) -> Observation:
+        if not self.included:
+            raise NotSeen(f"{service}: the listener does not tell its state: the snippet is not included")
+        return super().observe(service)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path, OwnersBalancer())
+    yield desk
+    desk.store.close()
+
+
+def lose_the_lines(desk: Desk) -> None:
+    """The owner takes them out, and somebody looks."""
+    assert isinstance(desk.balancer, OwnersBalancer)
+    desk.balancer.included = False
+    desk.serving.look("shop")
+
+
+def test_a_switch_that_nobody_could_see_is_refused_to_a_guest(guest: Desk) -> None:
+    """With the gate `listener` and exit code 3, and what is missing; nothing has moved."""
+    lose_the_lines(guest)
+    before = guest.facts()
+    operation = guest.one(GREEN)
+    assert operation.gate is not None
+    assert (operation.state, operation.gate.name) == (OperationState.REFUSED, "listener")
+    assert "the snippet is not included; a switch could not be seen (lbswitch doctor" in operation.gate.message
+    assert Refused(operation.gate.name, operation.gate.message).exit_code == 3
+    assert guest.facts() == before
+    weights = guest.one(GREEN, weight=10)
+    assert weights.gate is not None
+    assert weights.gate.name == "listener"
+
+
+def test_force_passes_the_listener_and_says_so(guest: Desk) -> None:
+    """It is tried; nobody sees it, nor that it was put back."""
+    lose_the_lines(guest)
+    operation = guest.one(GREEN, force=True)
+    assert (operation.state, operation.gate) == (OperationState.FAILED, None)
+    assert operation.notes[0].startswith("forced past listener: ")
+
+
+@pytest.mark.parametrize("kind", [Kind.ROLLBACK, Kind.FAILOVER])
+def test_the_way_back_passes_the_listener(guest: Desk, kind: Kind) -> None:
+    """The pointer may serve listeners that lbswitch does not look at."""
+    guest.one(GREEN)
+    lose_the_lines(guest)
+    operation = guest.one(None if kind is Kind.ROLLBACK else BLUE, kind)
+    assert (operation.gate, operation.notes) == (None, ())
+
+
+def test_a_listener_that_was_not_seen_is_asked_again_at_the_gate(guest: Desk) -> None:
+    """The owner has just put the lines in; nobody has to wait for the next look."""
+    lose_the_lines(guest)
+    assert isinstance(guest.balancer, OwnersBalancer)
+    guest.balancer.included = True
+    assert guest.one(GREEN).state is OperationState.DONE
+
+
+def test_the_listener_of_a_managed_balancer_is_no_gate(desk: Desk) -> None:
+    """Its lines are lbswitch's own; what the switch does not show it puts back."""
+    desk.balancer.serves = None
+    desk.serving.look("shop")
+    operation = desk.one(GREEN)
+    assert (operation.gate, operation.state) == (None, OperationState.DONE)
