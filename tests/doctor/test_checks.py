@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,24 @@ def test_a_configuration_that_is_not_in_use(desk: Desk):
     assert severities(found) == ["error", "error"]
     assert "lbswitch.yaml:3: is wrong" in found[0].what
     assert found[0].what.endswith("is wrong; and more")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become somebody else")
+def test_an_agent_that_may_not_write_where_it_has_to(desk: Desk):
+    """Each directory is named; the mend is one command."""
+    desk.answer = desk.healthy()
+    output = desk.directory / "output"
+    (output / "rendered").mkdir(parents=True)
+    desk.document["balancer"] |= {"managed": False, "config": "/etc/nginx/nginx.conf", "output_dir": str(output)}
+    assert desk.found("not-writable") == []
+    os.chown(output, 65534, -1)
+    with subprocess.Popen(["sleep", "60"], user=65534) as agent:
+        desk.answer["agent"]["pid"] = agent.pid
+        found = desk.found("not-writable")
+        agent.kill()
+    assert severities(found) == ["error"]
+    assert f"runs as nobody and may not write in {output / 'rendered'} (owner root, mode 0755)" in found[0].what
+    assert found[0].mend == f"chown -R nobody: {output}"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only an agent that is root can be tricked")

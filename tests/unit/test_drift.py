@@ -1,5 +1,6 @@
 """What the agent does about drift: says it once, says its end, repairs when asked to, and does not fight."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,21 @@ def test_a_damaged_older_revision_is_not_put_back_silently(directory: RenderedDi
     directory.reinstall(old.revision)
     assert path.read_bytes() == old.files[0].content
     assert directory.installed() == directory.intended == old.revision
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become somebody else")
+def test_who_has_to_own_the_files_is_said(tmp_path: Path):
+    """As after an init by root, with an agent that has a user of its own."""
+    directory = RenderedDirectory(tmp_path)
+    directory.install(rendered("zero"))
+    os.seteuid(65534)
+    try:
+        with pytest.raises(StateError, match="the installed configuration is unchanged") as failed:
+            directory.install(rendered())
+    finally:
+        os.seteuid(0)
+    assert f"chown -R nobody: {tmp_path}" in str(failed.value)
+    assert directory.installed() == rendered("zero").revision
 
 
 def test_install_writes_a_damaged_directory_of_the_same_revision_anew(tmp_path: Path):

@@ -45,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     # -- state and disk
     Check("state-missing", "there is no state directory yet", _NOTE, state.never_started),
     Check("state-volatile", "the state directory is lost at a reboot, or cleaned away", _ERROR, state.volatile),
+    Check("not-writable", "the agent's user may not write where the agent has to", _ERROR, state.unwritable),
     Check("disk-space", "less than 512 MiB or 10,000 inodes are free (error: 64 MiB, 1,000)", _ERROR, state.space),
     Check("log-unrotated", "a log above 100 MiB that logrotate does not know", _WARNING, logs.unrotated),
     Check("pointer-unreadable", "nginx's workers may not read the pointer", _ERROR, state.unreadable_pointer, _NGINX),

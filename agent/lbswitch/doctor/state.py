@@ -130,13 +130,35 @@ def worker(case: Case) -> Reader:
 
     try:
         for child in psutil.Process(case.master).children():
-            status = Path(f"/proc/{child.pid}/status").read_text()
-            fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-            ids = [int(word) for word in (*fields["Gid"].split(), *fields["Groups"].split())]
-            return Reader(int(fields["Uid"].split()[1]), frozenset(ids))
+            return _runs_as(child.pid)
     except (psutil.Error, OSError, KeyError) as failed:
         raise NotChecked(f"who nginx's workers are can't be seen: {failed}") from failed
     raise NotChecked("nginx has no workers")
+
+
+def _runs_as(pid: int) -> Reader:
+    """Raises: OSError, KeyError."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    ids = [int(word) for word in (*fields["Gid"].split(), *fields["Groups"].split())]
+    return Reader(int(fields["Uid"].split()[1]), frozenset(ids))
+
+
+def unwritable(case: Case) -> Iterator[Finding]:
+    """The agent's user can't write what the agent has to, as after an init before there was such a user."""
+    try:
+        agent = _runs_as(case.status["agent"]["pid"])
+    except (OSError, KeyError) as failed:
+        raise NotChecked(f"who the agent is can't be seen: {failed}") from failed
+    output = case.config.balancer.output_dir
+    places = [case.state_dir] if output is None else [case.state_dir, Path(output), Path(output) / "rendered"]
+    for place in places:
+        if place.is_dir() and not agent.may(found := place.stat(), 3):
+            yield error(
+                f"the agent runs as {user(agent.uid)} and may not write in {place} (owner {user(found.st_uid)}, mode "
+                f"{found.st_mode & 0o7777:04o}): no change of the configuration can be applied",
+                f"chown -R {user(agent.uid)}: {output if output and place != case.state_dir else place}",
+            )
 
 
 def root_workers(case: Case) -> Iterator[Finding]:
