@@ -155,6 +155,12 @@ def test_logrotate_takes_its_file(tmp_path: Path):
     assert "error:" not in done.stderr
 
 
+def test_the_agent_is_started_again_for_as_long_as_it_takes():
+    """Where it has to wait for somebody, such as a HAProxy that is not restarted yet, systemd does not give up."""
+    unit = PACKAGING / "systemd" / "lbswitch.service"
+    assert (value(unit, "Restart"), value(unit, "StartLimitIntervalSec")) == ("always", "0")
+
+
 def test_the_man_page_is_that_of_the_commands():
     """It is made from their help; `.venv/bin/python scripts/man.py` writes it again."""
     argv = [sys.executable, str(ROOT / "scripts" / "man.py"), "--print"]
