@@ -238,9 +238,11 @@ class Edits:
                 revision, diff = await self._in_thread(partial(serving.rehearse, config, balancer, force=force))
             except LbswitchError as error:
                 return Applied("refused", reloaded=False, revision=before, errors=(error,), diff="")
+            drifted = await self._in_thread(serving.differences)
         changes = config != serving.config or revision != before
         reloads = revision != before and serving.balancer.is_running()
-        return Applied("applied" if changes else "unchanged", reloads, revision, diff=diff)
+        differs = tuple(dict.fromkeys(each.what for each in drifted))
+        return Applied("applied" if changes else "unchanged", reloads, revision, differs, diff=diff)
 
     def _revision(self) -> str | None:
         return self._serving.balancer.installed()

@@ -13,7 +13,7 @@ from lbswitch.core.model import Color, Intent, Route, ServiceIntent
 from lbswitch.edits import Applied, Edits, refuse_what_needs_a_restart
 from lbswitch.errors import ConfigError, LbswitchError, NeedsForce, Problem
 from lbswitch.events import Event, Events
-from lbswitch.ports import Balancer
+from lbswitch.ports import Balancer, Difference
 from lbswitch.serving import Serving
 from lbswitch.store.sqlite import SqliteStore
 from tests.unit.fakes import FakeBalancer, config_of
@@ -238,6 +238,13 @@ def test_a_dry_run_shows_and_changes_nothing(desk: Desk) -> None:
     assert rehearsed.to_json()["dry_run"] is True
     assert (desk.balancer.installed(), desk.balancer.reloads, desk.said) == (installed, 0, [])
     assert desk.apply().revision == rehearsed.revision
+
+
+def test_a_dry_run_says_what_drifted_and_leaves_it(desk: Desk) -> None:
+    desk.balancer.drifted = [Difference("disk", "/live", "the pointer /live is gone")]
+    rehearsed = asyncio.run(desk.edits.rehearse())
+    assert (rehearsed.configuration, rehearsed.differs) == ("unchanged", ("the pointer /live is gone",))
+    assert desk.balancer.drifted
 
 
 @pytest.mark.parametrize(("force", "configuration"), [(False, "refused"), (True, "applied")])

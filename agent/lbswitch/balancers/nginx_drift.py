@@ -6,7 +6,7 @@ Workers read the pointer per request, so what is on disk is what every one of th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -151,12 +151,27 @@ def _service_differences(directory: Path, wanted: ServiceIntent) -> Iterator[Dif
 
 
 def _listing(files: Mapping[str, bytes]) -> str:
-    """The files of a service, a line each: by name, and those that are no mere flags with their content."""
+    """The files of a service, a line each, all buckets in one; those that are no mere flags with their content."""
     lines = [
         f"{name}: {content.decode(errors='replace').rstrip()}" if name == "state" else name
         for name, content in sorted(files.items())
+        if not _is_bucket(name)
     ]
+    buckets = sorted(int(name) for name in files if _is_bucket(name))
+    if buckets:
+        lines.append(f"buckets {', '.join(_runs(buckets))}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _is_bucket(name: str) -> bool:
+    return name.isdecimal() and str(int(name)) == name
+
+
+def _runs(numbers: Sequence[int]) -> list[str]:
+    """Such as `0-29` and `31`: a hundred lines would tell nobody anything."""
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return [str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)]
 
 
 def _contents(directory: Path) -> dict[str, bytes]:

@@ -57,6 +57,9 @@ def _tell(answer: dict[str, Any]) -> None:
 def _tell_rehearsal(answer: dict[str, Any]) -> None:
     if answer["diff"]:
         say(paragraph(answer["diff"].rstrip("\n")))
+    for what in answer["differs"]:
+        complain(f"  would be put right: {paragraph(what, '    ')}")
     how = "with a reload" if answer["reloaded"] else "without a reload"
-    would = f"would be applied {how}" if answer["configuration"] == "applied" else "nothing would change"
+    unchanged = "what drifted would be put right" if answer["differs"] else "nothing would change"
+    would = f"would be applied {how}" if answer["configuration"] == "applied" else unchanged
     complain(f"dry run: {would}; nothing was changed")

@@ -52,7 +52,8 @@ def test_a_bucket_more_or_less_is_another_share(site: Make, service: Callable[..
     path = shop.state_dir / "live" / "shop" / bucket
     path.unlink() if bucket == "7" else path.touch()
     (difference,) = shop.nginx.differences(shop.intent)
-    assert f"{'-' if bucket == '7' else '+'}{bucket}\n" in difference.diff
+    assert "\n-buckets 0-49\n" in difference.diff
+    assert f"\n+buckets {'0-6, 8-49' if bucket == '7' else '0-49, 60'}\n" in difference.diff
     repair(shop)
     assert shop.observe().share_green == 50
 
