@@ -51,6 +51,16 @@ def test_the_main_job(nginx: NginxOwner):
     assert "the default site" in nginx.get(nginx.plain_url)
 
 
+def test_a_directory_that_was_prepared_goes_too(nginx: NginxOwner):
+    """As service files have it; and `uninstall` says what it keeps."""
+    (nginx.root / "lbswitch").mkdir()
+    init(nginx)
+    said = run(nginx, "uninstall", "--yes")
+    assert said.code == 0, said.output
+    assert not (nginx.root / "lbswitch").exists()
+    assert f"kept: {nginx.config_path}, {nginx.state_dir}" in said.output
+
+
 def test_nothing_is_written_without_consent(nginx: NginxOwner):
     """The whole diff is shown; exit code 2 says that consent is missing, 0 that a dry run was asked for."""
     before = nginx.snapshot()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,8 +106,8 @@ def init(settings: Settings, /, restart: bool, yes: bool, dry_run: bool, **given
         say_json({**_plan_document(plan), "applied": True, **_outcome_document(outcome)})
     else:
         _tell_outcome(outcome, f"{plan.service}: {_count(outcome)} written and checked", "the listener shows it")
-        if not outcome.todo:
-            say("next: start the agent (systemctl start lbswitch, or: lbswitch agent), then look: lbswitch status")
+        then = "then" if outcome.todo else "next:"
+        say(f"{then} start the agent (systemctl start lbswitch, or: lbswitch agent) and look: lbswitch status")
     return 0
 
 
@@ -151,6 +152,8 @@ def uninstall(
     else:
         seen = "the listener no longer answers for lbswitch"
         _tell_outcome(outcome, f"lbswitch is taken out: {_count(outcome)} restored or removed and checked", seen)
+        if not purge:
+            say(f"kept: {settings.config_path}, {directory}; systemctl disable lbswitch keeps the agent from starting")
     return 0
 
 
@@ -284,6 +287,11 @@ def _tell_plan(plan: Plan, *, restart: bool) -> None:
     _tell_diff(plan.diff())
     for note in plan.notes:
         say(f"note: {paragraph(note, '  ')}")
+    if plan.found is not None and plan.user is None and os.geteuid() == 0:
+        say(
+            "note: lbswitch's files become root's. For an agent that runs as lbswitch, install its service files\n"
+            "  first: they bring the user"
+        )
     for sentence in plan.by_hand:
         say(f"by hand: {paragraph(sentence, '  ')}")
     if plan.restart:
@@ -307,6 +315,8 @@ def _tell_removal(removal: Removal) -> None:
 def _tell_diff(text: str) -> None:
     color = has_color()
     say("")
+    if not text:
+        return
     for line in text.splitlines():
         style = {"+": "green", "-": "red", "@": "dim"}.get(line[:1], "")
         say(f"  {paint(printable(line.expandtabs(4)), style, color=color)}".rstrip())

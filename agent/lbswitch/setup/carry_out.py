@@ -6,6 +6,7 @@ next `init` or `uninstall`, puts every file back and has the balancer read them 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import time
@@ -309,6 +310,8 @@ def clear_output(output: Path, made: Iterable[Path]) -> list[str]:
     for path in [output / "current", *output.glob("*.map"), *output.glob(".*.map.*"), output / "state.sock"]:
         path.unlink(missing_ok=True)
     left = []
+    with contextlib.suppress(OSError):
+        output.rmdir()  # of no use to anybody else, also when it was there before
     for directory in sorted({*made}, key=lambda path: len(path.parts), reverse=True):
         try:
             directory.rmdir()
