@@ -60,9 +60,9 @@ class _Interrupted(Exception):
 def cli() -> None:
     r"""Switch a service's traffic between blue and green on nginx or HAProxy, and see that it happened.
 
-    The commands talk to the agent on this host through its unix socket. check, render, balancer, config and
-    completion need no agent. The agent is never in the way of traffic: when it is down the balancer goes on
-    serving what was live.
+    The commands talk to the agent on this host through its unix socket. init, uninstall, check, render, doctor,
+    templates, snapshots, balancer, config and completion need no agent. The agent is never in the way of traffic: when
+    it is down the balancer goes on serving what was live.
 
     \b
     Examples:
