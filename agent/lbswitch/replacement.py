@@ -36,7 +36,7 @@ class Replacement:
         directory = self.path.parent
         if os.access(directory, os.W_OK | os.X_OK):
             return None
-        return f"{self.path} can't be replaced: uid {os.geteuid()} may not write in {directory}"
+        return f"{self.path} can't be replaced: the agent (uid {os.geteuid()}) may not write in {directory}"
 
     def stage(self, content: bytes) -> None:
         """Write the new content, durably, with owner and mode of the old. Raises: StateError."""

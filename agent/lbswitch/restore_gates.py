@@ -176,7 +176,7 @@ def _file(plan: Plan) -> Gate | None:
 
 def by_hand(number: int, path: object) -> str:
     """How a person puts the configuration back."""
-    return f"by hand: lbswitch snapshots show {number} --file {CONFIG}, and put that into {path}"
+    return f"by hand: lbswitch snapshots show {number} --file {CONFIG}, and put that into {path}, then restore again"
 
 
 def _lost_pools(plan: Plan) -> list[str]:

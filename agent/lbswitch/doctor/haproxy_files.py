@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from lbswitch.core.config import Control, Mode
 from lbswitch.doctor.case import Case
 from lbswitch.doctor.finding import Finding, NotChecked, error, warning
 from lbswitch.doctor.haproxy_text import Line, Section
+
+_ARGUMENTS = Path("/etc/default/haproxy")
+"""Where Debian and Ubuntu have EXTRAOPTS."""
 
 
 def no_master_socket(case: Case) -> Iterator[Finding]:
@@ -62,11 +66,23 @@ def not_loaded(case: Case) -> Iterator[Finding]:
     path = case.control.seen(case.ours(FILE))
     astray = [name for name in case.haproxy.files if posixpath.basename(name) == FILE]
     where = f"; it loads {astray[0]} instead" if astray else ""
-    yield error(
-        f"HAProxy does not load {path}, so lbswitch's backends are not there{where}",
+    mend = (
         f"start it with a second -f {path} (Debian: EXTRAOPTS in /etc/default/haproxy), or link it into the directory "
-        "given to -f",
+        "given to -f"
     )
+    if _is_prepared(case, f"-f {path}"):
+        mend = f"{case.control.how_to('restart')}: it is in {_ARGUMENTS} already, which HAProxy reads when it starts"
+    yield error(f"HAProxy does not load {path}, so lbswitch's backends are not there{where}", mend)
+
+
+def _is_prepared(case: Case, words: str) -> bool:
+    """Whether the file with the unit's arguments has them already."""
+    if case.config.balancer.controlled_by is not Control.SYSTEMD:
+        return False
+    with contextlib.suppress(OSError):
+        lines = case.control.read(_ARGUMENTS).decode(errors="replace").splitlines()
+        return any(words in line for line in lines if not line.lstrip().startswith("#"))
+    return False
 
 
 def other_files(case: Case) -> Iterator[Finding]:

@@ -71,6 +71,8 @@ def not_applied(case: Case) -> Iterator[Finding]:
     if case.has_agent and any(case.status["agent"]["config"][key] for key in ("error", "files_error")):
         return  # said already, with the reason
     _refuse_other_users(case)
+    if case.balancer.committed() is None:
+        raise NotChecked("what is served is not on disk")  # how weighted services are rendered is told there
     try:
         revision = case.rendered.revision
     except BalancerError as failed:
