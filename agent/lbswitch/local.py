@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbswitch import configfile, showing
+from lbswitch import changes, configfile, showing
 from lbswitch.core.config import Config
 from lbswitch.core.config_text import notes
 from lbswitch.core.model import Intent, Route, ServiceIntent
@@ -67,7 +66,7 @@ def render(config_path: Path) -> RenderReport:
     files = [(file.name, "" if file.secret else file.content.decode(), file.secret) for file in rendered.files]
     installed = balancer.installed()
     before = Rendered((), "") if installed is None else balancer.read(installed)
-    return RenderReport(files, _diff(before, rendered), rendered.revision, installed)
+    return RenderReport(files, changes.unified(before, rendered), rendered.revision, installed)
 
 
 def _intent(config: Config, balancer: Balancer) -> Intent:
@@ -80,27 +79,6 @@ def _intent(config: Config, balancer: Balancer) -> Intent:
         for name, service in config.services.items()
     }
     return Intent(services, generation)
-
-
-def _diff(before: Rendered, after: Rendered) -> str:
-    """A unified diff; of secret files only whether they differ."""
-    old = {file.name: file for file in before.files}
-    new = {file.name: file for file in after.files}
-    parts = []
-    for name in sorted(old.keys() | new.keys()):
-        left, right = old.get(name), new.get(name)
-        if left is not None and right is not None and left.content == right.content:
-            continue
-        if (left or right).secret:  # type: ignore[union-attr]  # one of the two is there
-            parts.append(f"{name}: differs (secret, not shown)\n")
-            continue
-        parts += difflib.unified_diff(
-            left.content.decode().splitlines(keepends=True) if left else [],
-            right.content.decode().splitlines(keepends=True) if right else [],
-            f"installed/{name}",
-            f"rendered/{name}",
-        )
-    return "".join(parts)
 
 
 class BalancerHandle:

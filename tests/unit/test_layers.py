@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "showing": _BELOW_ADAPTERS | {"snapshots"},  # documents that API and command line share
     "api": _BELOW_ADAPTERS | _TRANSACTION | _AGENT | {"showing"},
     "wiring": _BELOW_WIRING,
-    "local": _BELOW_ADAPTERS | {"configfile", "snapshots", "showing", "wiring"},  # commands that work without an agent
+    "local": _BELOW_ADAPTERS | {"changes", "configfile", "snapshots", "showing", "wiring"},  # without an agent
     "overrides": _BELOW_ADAPTERS | {"balancers", "configfile"},
     "doctor": _BELOW_ADAPTERS | _ADAPTERS | {"configfile", "client", "overrides", "wiring"},
     # reads the owner's configuration with the adapters' parsers, and finds processes as their controls do

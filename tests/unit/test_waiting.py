@@ -2,13 +2,14 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lbswitch.core.config import Config
-from lbswitch.core.model import Color, Intent, Kind, OperationState, Route, ServerKey, ServiceIntent
+from lbswitch.core.model import Color, Intent, Kind, Observation, OperationState, Route, ServerKey, ServiceIntent
 from lbswitch.errors import Busy, CheckFailed
 from lbswitch.events import Events
 from lbswitch.ports import Rendered
@@ -150,3 +151,17 @@ def test_a_service_that_is_just_being_added_cannot_be_switched_yet(desk: Desk) -
     desk.serving.intent = Intent({"shop": desk.serving.intent.services["shop"]}, 1)
     with pytest.raises(Busy, match="just being added"):
         desk.switcher.run(Request(Kind.SWITCH, ("blog",), to=GREEN))
+
+
+def test_after_a_reload_many_services_are_not_asked_as_often_as_one(desk: Desk) -> None:
+    """The first one tells that old workers are gone; ten answers of each of a thousand would take long."""
+    asked: list[str] = []
+    observe = desk.balancer.observe
+
+    def counted(service: str) -> Observation:
+        asked.append(service)
+        return observe(service)
+
+    desk.balancer.observe = counted  # type: ignore[method-assign]
+    desk.serving.verify(desk.serving.intent.services, reloaded=True)
+    assert Counter(asked) == {"shop": 10, "blog": 2}

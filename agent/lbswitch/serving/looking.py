@@ -82,6 +82,7 @@ class Looking:
         least = ANSWERS_AFTER_RELOAD if reloaded else 1
         for service, intent in services.items():
             self._see(service, intent, max(least, answers or self.config.services[service].verify.answers))
+            least = 1  # the same workers answer for all services
 
     def _see(self, service: str, intent: ServiceIntent, wanted: int) -> None:
         if service not in self.config.services:
