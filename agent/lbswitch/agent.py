@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +52,7 @@ class Agent:
         self.snapshots = snapshots
         self._restorer = restorer
         self.events = events
-        self.started_at = time.time()
+        self.started_at = time.time() - _age_s()
         self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch")
         self._urgent_threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch-urgent")
         self._stopping = asyncio.Event()
@@ -194,3 +196,11 @@ class Agent:
     def _reconfigured(self, config: Config) -> None:
         self.monitor.update(config.services)
         self.automatic.mark(*config.services)
+
+
+def _age_s() -> float:
+    """For how long this process is there already: on a busy machine it takes a while until it gets here."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # proc_pid_stat(5), field 22
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return 0.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from lbswitch.agent import Agent
@@ -346,3 +347,14 @@ def test_while_a_service_is_being_added_all_others_are_told_of(through) -> None:
             assert (metrics.status_code, 'lbswitch_generation{service="blog"}' in metrics.text) == (200, True)
 
     through(story)
+
+
+def test_the_agent_tells_when_its_process_began(tmp_path: Path) -> None:
+    """Not when it was ready: on a busy machine that is much later, and would look like a clock that jumped."""
+
+    async def ask() -> float:
+        async with running(tmp_path) as client:
+            _, status = await client.get("/v1/services")
+            return float(status["agent"]["started_at"])
+
+    assert asyncio.run(ask()) == pytest.approx(psutil.Process().create_time(), abs=1.5)
