@@ -297,8 +297,10 @@ def _tell_plan(plan: Plan, *, restart: bool) -> None:
     if plan.restart:
         from lbswitch.setup.carry_out import restart_sentence
 
-        what = "will be done" if restart else "is left to you"
-        say(f"one restart is needed, and {what}: {restart_sentence(plan.restart, plan.unit)}")
+        if restart:
+            say(f"one restart of {plan.unit} is needed, and will be done: {plan.restart}. It closes all connections")
+        else:
+            say(f"one restart is needed, and is left to you: {restart_sentence(plan.restart, plan.unit)}")
 
 
 def _tell_removal(removal: Removal) -> None:
