@@ -12,7 +12,7 @@ from lbswitch.core.config import Config
 from lbswitch.core.model import Color, Intent, Kind, Observation, OperationState, Route, ServerKey, ServiceIntent
 from lbswitch.errors import Busy, CheckFailed
 from lbswitch.events import Events
-from lbswitch.ports import Rendered
+from lbswitch.ports import Difference, Rendered
 from lbswitch.serving import Serving
 from lbswitch.store.sqlite import SqliteStore
 from lbswitch.switch import Request, Switcher
@@ -46,7 +46,7 @@ class Desk:
         self.balancer, self.store, events = SlowChecker(), SqliteStore(directory / "lbswitch.db"), Events(time.time)
         self.config = config_of()
         self.at: dict[str, Callable[[], object]] = {}
-        self.serving = Serving(self.config, self.balancer, events)
+        self.serving = Serving(self.config, self.balancer, events, self.step)
         self.switcher = Switcher(self.serving, self.store, FakeHealth(), events, on_step=self.step)
         self.serving.start(Intent({name: ServiceIntent(Route(BLUE), 1) for name in self.config.services}, 1))
         self.balancer.checks = 0
@@ -165,3 +165,27 @@ def test_after_a_reload_many_services_are_not_asked_as_often_as_one(desk: Desk) 
     desk.balancer.observe = counted  # type: ignore[method-assign]
     desk.serving.verify(desk.serving.intent.services, reloaded=True)
     assert Counter(asked) == {"shop": 10, "blog": 2}
+
+
+def test_who_looks_while_a_restore_changes_the_configuration_waits_for_its_end(desk: Desk) -> None:
+    """In between, the new configuration and the old routes don't fit together."""
+    seen: list[tuple[set[str], set[str]]] = []
+    looks: list[threading.Thread] = []
+
+    def differences(intent: Intent) -> list[Difference]:
+        seen.append((set(desk.serving.config.services), set(intent.services)))
+        return []
+
+    def look() -> None:
+        looks.append(threading.Thread(target=desk.serving.glance, daemon=True))
+        looks[0].start()
+        looks[0].join(0.1)  # it would be through by then
+
+    desk.balancer.differences = differences  # type: ignore[method-assign]
+    desk.at["commit"] = look
+    smaller = without_blog(desk.config)
+    after = Intent({"shop": ServiceIntent(Route(GREEN), 2)}, 2)
+    with desk.serving.mutex:
+        desk.serving.adopt(smaller, desk.balancer, after, {}, None)
+    looks[0].join(DEADLINE_S)
+    assert seen == [({"shop"}, {"shop"})]

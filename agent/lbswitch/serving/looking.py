@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lbswitch.core.config import Config
@@ -66,6 +67,15 @@ class Looking:
         if self._moves == moves:  # else it may be about what was served before
             self.sights[service] = sight
         return sight
+
+    @contextlib.contextmanager
+    def between(self) -> Iterator[None]:
+        """Configuration and intent don't fit together for as long as this lasts: who looks waits for `mutex`."""
+        self._reconfiguring = True
+        try:
+            yield
+        finally:
+            self._reconfiguring = False
 
     def ask(self, service: str) -> Observation:
         """What the service's listener answers now. Raises: NotSeen."""

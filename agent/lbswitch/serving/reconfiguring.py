@@ -44,19 +44,17 @@ class Reconfiguring(Installing):
             after, revision = self._intent_for(config), self.balancer.intended_revision()
             before = (self.config, self.balancer, self.intent, self.files_problem)
             has_begun = False
-            self._reconfiguring = True
-            self.config, self.balancer = config, balancer
-            try:
-                files = self.changed_files(after, may_empty=force, checked=checked)
-                has_begun = True
-                self._serve(after, files)
-            except Exception:
-                self.config, self.balancer, self.intent, self.files_problem = before
-                if has_begun:
-                    self._return_to(revision)
-                raise
-            finally:
-                self._reconfiguring = False
+            with self.between():
+                self.config, self.balancer = config, balancer
+                try:
+                    files = self.changed_files(after, may_empty=force, checked=checked)
+                    has_begun = True
+                    self._serve(after, files)
+                except Exception:
+                    self.config, self.balancer, self.intent, self.files_problem = before
+                    if has_begun:
+                        self._return_to(revision)
+                    raise
             self.usage.keep(config.services)
             return files is not None
 
@@ -109,6 +107,19 @@ class Reconfiguring(Installing):
         `files` are what has to be installed for it, and `through` what each service serves while they take the place
         of the old ones. Raises: BalancerError, StateError; then `forgo`.
         """
+        with self.between():
+            self._adopt(config, balancer, after, through, files)
+        self.sights = {name: sight for name, sight in self.sights.items() if name in after.services}
+        self.usage.keep(config.services)
+
+    def _adopt(
+        self,
+        config: Config,
+        balancer: Balancer,
+        after: Intent,
+        through: Mapping[str, ServiceIntent],
+        files: Rendered | None,
+    ) -> None:
         before, both = self.intent, self.intent.with_services(through)
         self._moves += 1
         self.config, self.balancer = config, balancer
@@ -122,8 +133,6 @@ class Reconfiguring(Installing):
         self._step("commit")
         balancer.commit(after, after.services)
         self.intent = after
-        self.sights = {name: sight for name, sight in self.sights.items() if name in after.services}
-        self.usage.keep(config.services)
 
     def _reload_and_see(self, before: Intent, both: Intent, after: Intent) -> None:
         """New workers serve before any route moves: the old ones know other pools.
