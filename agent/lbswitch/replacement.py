@@ -34,9 +34,16 @@ class Replacement:
     def obstacle(self) -> str | None:
         """Why this user can't replace the file, in words; None when nothing is in the way."""
         directory = self.path.parent
-        if os.access(directory, os.W_OK | os.X_OK):
-            return None
-        return f"{self.path} can't be replaced: the agent (uid {os.geteuid()}) may not write in {directory}"
+        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            return f"{self.path} can't be replaced: the agent (uid {os.geteuid()}) may not write in {directory}"
+        return None if self._may_keep_owner() else f"{self.path} can't be replaced: it is not the agent's own file"
+
+    def _may_keep_owner(self) -> bool:
+        """Whether the new file can be given the owner and group of the old one."""
+        if os.geteuid() == 0 or not self.path.exists():
+            return True
+        old = self.path.stat()
+        return old.st_uid == os.geteuid() and old.st_gid in (os.getegid(), *os.getgroups())
 
     def stage(self, content: bytes) -> None:
         """Write the new content, durably, with owner and mode of the old. Raises: StateError."""
