@@ -82,7 +82,8 @@ def state_directory(path: Path) -> Iterator[None]:
             lock.seek(0)
             raise StateError(
                 f"agent.state_dir {path} is in use by another agent, pid {lock.read().strip() or 'unknown'}; "
-                "stop it first, or give this one a state directory of its own"
+                "stop it first (systemctl stop lbswitch; traffic goes on without it), or give this one a state "
+                "directory of its own"
             ) from None
         try:
             lock.truncate(0)
