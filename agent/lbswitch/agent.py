@@ -19,13 +19,12 @@ from lbswitch.drift import DriftWatch
 from lbswitch.edits import Edits
 from lbswitch.errors import Busy, UnknownService
 from lbswitch.events import Events
-from lbswitch.keeping import keep_snapshots
 from lbswitch.ports import Balancer, Store
 from lbswitch.restore import Restorer
 from lbswitch.serving import Serving
 from lbswitch.snapshots import Snapshots
 from lbswitch.switch import Request, Switcher
-from lbswitch.upkeep import Upkeep
+from lbswitch.upkeep import Upkeep, keep_snapshots
 
 
 class Agent:

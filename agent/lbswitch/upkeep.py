@@ -9,6 +9,7 @@ from typing import Any
 
 from lbswitch.events import Events
 from lbswitch.serving import Serving
+from lbswitch.snapshots import Snapshots
 from lbswitch.switch import Switcher
 
 _EVERY_S = 1.0
@@ -19,6 +20,8 @@ _COUNT_EVERY_S = 2.0
 _COUNT_SHARE = 100.0  # at most one percent of a core goes into counting clients,
 _LEAST_COUNT_EVERY_S = 20.0  # unless they would be counted less often than this
 _MOST_BACKOFF_S = 30.0
+_SNAPSHOT_EVERY_S = 5.0
+_PRUNE_EVERY_S = 60.0
 
 
 class Upkeep:
@@ -96,3 +99,16 @@ class Upkeep:
             self._events.emit("seen-again", "the listener shows what is intended", service)
         else:
             self._events.emit("not-seen", sight.detail, service, "error")
+
+
+async def keep_snapshots(
+    snapshots: Snapshots, events: Events, in_thread: Callable[..., Coroutine[Any, Any, Any]]
+) -> None:
+    """Write beforehand what the next snapshot needs, and forget old ones, until cancelled."""
+    prune_at = time.monotonic()
+    while True:
+        await events.guard("preparing a snapshot", in_thread(snapshots.warm))
+        if time.monotonic() >= prune_at:
+            prune_at = time.monotonic() + _PRUNE_EVERY_S
+            await events.guard("removing old snapshots", in_thread(snapshots.prune, time.time()))
+        await asyncio.sleep(_SNAPSHOT_EVERY_S)
