@@ -85,14 +85,30 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Remember a failure, for the agents' logs to be shown."""
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
 @pytest.fixture
-def make_site(kind: str) -> Iterator[Callable[..., Site]]:
-    """Make sites that are running, and that are gone after the test."""
+def make_site(kind: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Site]]:
+    """Make sites that are running, and that are gone after the test; of one that failed the agents' logs are shown."""
     with ExitStack() as stack:
+
+        def close(site: Site) -> None:
+            if request.node.stash.get(FAILED, False):
+                print(f"--- log of the agent in {site.agent.directory}\n{site.agent.log()}")
+            site.close()
 
         def make(*, start: bool = True, **service: Any) -> Site:
             site = Site(kind, **service)
-            stack.callback(site.close)
+            stack.callback(close, site)
             site.blue.start()
             site.green.start()
             if start:

@@ -109,12 +109,14 @@ def test_missing_certificate(directory, service, binary, certificate, missing):
 
 
 def test_renewed_certificate(directory, service, binary, certificate):
-    """A certificate that was replaced is a change, so that it is checked and reloaded like any other."""
+    """A certificate with another content is a change, to be checked and reloaded like any other; a copy is none."""
     copies = {kind: str(shutil.copy(path, directory)) for kind, path in zip(("cert", "key"), certificate, strict=True)}
     shop = Site(directory, {"shop": service(tls=copies)}, binary)
     first = shop.nginx.render(shop.intent)
     assert shop.nginx.render(shop.after(shop=GREEN)) is first
     shutil.copy(certificate[0], copies["cert"])
+    assert shop.nginx.render(shop.intent).revision == first.revision
+    Path(copies["cert"]).write_bytes(certificate[0].read_bytes() + b"\n")
     assert shop.nginx.render(shop.intent).revision != first.revision
 
 
