@@ -52,7 +52,8 @@ class TextFormatter(logging.Formatter):
         service = fields.get("service")
         where = f" {service}" if service and not message.startswith(f"{service}: ") else ""
         line = f"{_iso(record.created)} {record.levelname.lower():7} {fields['type']}{where}: {message}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        more = self.formatException(record.exc_info) if record.exc_info else str(fields.get("traceback", "")).rstrip()
+        return f"{line}\n{more}" if more else line
 
 
 def set_up(log_format: str, log_level: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 
 from lbswitch.core.model import Operation, OperationState, ServiceIntent
-from lbswitch.errors import StateError
+from lbswitch.errors import LbswitchError, StateError
 from lbswitch.events import Events
 from lbswitch.ports import Store
 
@@ -53,6 +54,17 @@ class Records:
             except StateError:
                 return
             del self._late[0]
+
+    def unforeseen(self, error: Exception) -> LbswitchError:
+        """The error itself if it is one of ours; else one that says so, after the log has got the traceback.
+
+        A bug in the middle of a switch has to be put back like everything else that goes wrong there.
+        """
+        if isinstance(error, LbswitchError):
+            return error
+        found = LbswitchError(f"unexpected {type(error).__name__}: {error}; please report it")
+        self._events.emit("bug", str(found), None, "error", traceback="".join(traceback.format_exception(error)))
+        return found
 
     def tell(self, *operations: Operation) -> None:
         """Say to log and listeners how these ended."""

@@ -140,8 +140,8 @@ class Restorer:
                 watch.lap("render")
                 has_begun = True
                 ended = self._adopt(plan, watch)
-            except LbswitchError as error:
-                return self._failed(plan, error, watch, has_begun=has_begun)
+            except Exception as error:
+                return self._failed(plan, self._records.unforeseen(error), watch, has_begun=has_begun)
             finally:
                 plan.file.clean()
         self._forget_removed(plan)
@@ -196,8 +196,9 @@ class Restorer:
             try:
                 plan.file.revert()
                 self._serving.forgo(plan.standing)
-            except LbswitchError as second:
-                state, message = OperationState.FAILED, f"{error}; putting back failed too: {second}"
+            except Exception as second:
+                why = self._records.unforeseen(second)
+                state, message = OperationState.FAILED, f"{error}; putting back failed too: {why}"
         watch.lap("verify")
         return self._end(plan, state, watch, error=message)
 

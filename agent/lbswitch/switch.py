@@ -292,8 +292,8 @@ class Switcher:
             self._step("done")
             ended = self._completed(moves, watch)
             self._store.finish(ended, after)
-        except LbswitchError as error:
-            return self._failed(moves, undo, error, watch)
+        except Exception as error:
+            return self._failed(moves, undo, self.records.unforeseen(error), watch)
         self.records.tell(*ended)
         return ended
 
@@ -342,9 +342,10 @@ class Switcher:
         if undo is not None:
             try:
                 self._serving.put_back(undo)
-            except LbswitchError as second:
+            except Exception as second:
                 state = OperationState.FAILED
-                message = f"{error}; putting back failed too: {second}; intended is: {serving}"
+                why = self.records.unforeseen(second)
+                message = f"{error}; putting back failed too: {why}; intended is: {serving}"
         watch.lap("verify")
         timings = watch.timings()
         ended = [

@@ -292,6 +292,33 @@ def test_from_and_to_say_how_traffic_moves(desk: Desk) -> None:
     assert (none.source, none.target, none.weight, none.kind) == (GREEN, BLUE, 100, "switch")
 
 
+@pytest.mark.parametrize("step", ["render", "check", "intent", "install", "reload", "commit", "verify", "done"])
+def test_a_bug_at_any_step_is_put_back(desk: Desk, step: str) -> None:
+    """What nobody foresaw is an error like any other: reverted, recorded, and the next switch works."""
+    stumbled: list[str] = []
+
+    def stumble(name: str) -> None:
+        if name == step and is_armed and not stumbled:
+            stumbled.append(name)
+            raise UnboundLocalError("x")
+
+    is_armed = False
+    serving = Serving(desk.config, desk.balancer, desk.events, on_step=stumble)
+    serving.start(desk.serving.intent)
+    switcher = Switcher(serving, desk.store, desk.health, desk.events, on_step=stumble)
+    wanted = Request(Kind.SWITCH, ("shop",), to=GREEN, actor="test")
+    before, is_armed = (desk.facts(), desk.balancer.revision), True
+    desk.balancer.template = "two"
+    (operation,) = switcher.run(wanted)
+    assert (stumbled, operation.state) == ([step], "reverted")
+    assert "unexpected UnboundLocalError: x; please report it" in operation.error
+    assert [event.type for event in desk.events.since(0)].count("bug") == 1
+    assert (desk.facts(), desk.balancer.revision) == before
+    assert serving.intent.services == desk.serving.intent.services
+    assert desk.store.unfinished() == []
+    assert switcher.run(wanted)[0].state == "done"
+
+
 class Killed(BaseException):
     """The process is gone: nothing after this runs."""
 
