@@ -59,7 +59,7 @@ class Agent:
         self.automatic = Automatic(serving, switcher, store, monitor, events, self._in_urgent_thread)
         self.upkeep = Upkeep(serving, switcher, events, self.in_thread)
         self.edits = Edits(config_path, serving, store, events, load, self._reconfigured, self.in_thread)
-        self.drift = DriftWatch(serving, events, self.in_thread)
+        self.drift = DriftWatch(serving, events, self.in_thread, is_at_work=switcher.is_at_work)
         self.edits.own_files_changed, self.edits.repair = self.drift.mark, serving.repair
 
     @property

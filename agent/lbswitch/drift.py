@@ -20,6 +20,7 @@ from lbswitch.serving import Serving
 
 _LOOK_EVERY_S, _AT_MOST_S = 1.0, 3.0
 _PAUSES = 300  # of the processor time that a look took: a third of a percent
+_AFTERWARDS_S = 0.1  # when inotify has told of what an operation did
 _BREATH_S = 0.02  # between two looks, however often files are touched
 _BREATHS = 5  # of the time that a look took, at least, however often somebody marks
 _TOLD_APART = 5  # more differences than this are one event
@@ -43,14 +44,16 @@ class DriftWatch:
         events: Events,
         in_thread: Callable[..., Coroutine[Any, Any, Any]],
         clock: Callable[[], float] = time.monotonic,
+        is_at_work: Callable[[float], bool] = lambda _within_s: False,
     ) -> None:
-        """`clock` gives seconds that only grow."""
+        """`clock` gives seconds that only grow; `is_at_work` says whether an operation runs or ended just now."""
         self.found: tuple[Difference, ...] = ()
         self.by_service: Mapping[str | None, list[Difference]] = {}
         self._serving = serving
         self._events = events
         self._in_thread = in_thread
         self._clock = clock
+        self._is_at_work = is_at_work
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._noticed: dict[Key, float] = {}
@@ -69,6 +72,7 @@ class DriftWatch:
         self._loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
+            await self._let_operations_pass()
             await self._events.guard("looking for drift", self._in_thread(self.look))
             await asyncio.sleep(max(_BREATH_S, _BREATHS * self._cost_s))
             try:
@@ -76,6 +80,12 @@ class DriftWatch:
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    async def _let_operations_pass(self) -> None:
+        """A switch of ours wakes us, too, and then needs the processor for itself; but it can't put us off for long."""
+        deadline = self._clock() + _LOOK_EVERY_S
+        while self._is_at_work(_AFTERWARDS_S) and self._clock() < deadline:
+            await asyncio.sleep(_BREATH_S)
 
     def look(self) -> None:
         """Look once, say what is new and what is over, and repair if that is asked for. Blocks.

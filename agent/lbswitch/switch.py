@@ -83,10 +83,15 @@ class Switcher:
         self._step = on_step or (lambda _name: None)
         self._holders: dict[str, Request] = {}
         self._holders_lock = threading.Lock()
+        self._ended_at = float("-inf")
 
     def holder(self, service: str) -> Request | None:
         """The request that holds this service now."""
         return self._holders.get(service)
+
+    def is_at_work(self, within_s: float = 0.0) -> bool:
+        """Whether an operation is under way, or ended so short a time ago."""
+        return bool(self._holders) or time.monotonic() - self._ended_at < within_s
 
     def run(self, request: Request) -> list[Operation]:
         """Carry out a request; every outcome but the ones raised is an Operation, in the order of the services.
@@ -119,6 +124,7 @@ class Switcher:
             with self._holders_lock:
                 for service in request.services:
                     del self._holders[service]
+                self._ended_at = time.monotonic()
 
     def _run(self, request: Request) -> list[Operation]:
         watch = Stopwatch()
