@@ -167,8 +167,8 @@ class Balancer(Protocol):
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         """How many servers each `upstream` or `backend` in these files has."""
 
-    def connections(self, service: str) -> int | None:
-        """Connections that clients have open at this service's listener; None when nobody can know from here."""
+    def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
+        """Connections that clients have open at each service's listener; None where nobody can know from here."""
 
     def watched(self) -> frozenset[Path]:
         """Files and directories whose change may have to be acted on, beside the configuration file.

@@ -19,7 +19,6 @@ _LOOK_PAUSE_S = 0.1
 _COUNT_EVERY_S = 2.0
 _COUNT_SHARE = 100.0  # at most one percent of a core goes into counting clients,
 _LEAST_COUNT_EVERY_S = 20.0  # unless they would be counted less often than this
-_MANY, _MANY_PAUSES = 20, 9.0  # with more services than this, a tenth of a core at most
 _MOST_BACKOFF_S = 30.0
 _SNAPSHOT_EVERY_S = 5.0
 _PRUNE_EVERY_S = 60.0
@@ -70,11 +69,7 @@ class Upkeep:
         while True:
             began = time.monotonic()
             services = list(self._serving.config.services)
-            for service in services:
-                before = time.monotonic()
-                await self._events.guard("counting clients", self._in_thread(self._serving.usage.sample, service))
-                if len(services) > _MANY:  # each count reads the kernel's tables: leave the processor to switches
-                    await asyncio.sleep(_MANY_PAUSES * (time.monotonic() - before))
+            await self._events.guard("counting clients", self._in_thread(self._serving.usage.count, services))
             took_s = time.monotonic() - began
             await asyncio.sleep(min(max(_COUNT_EVERY_S, took_s * _COUNT_SHARE), _LEAST_COUNT_EVERY_S))
 

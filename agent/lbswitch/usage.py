@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from lbswitch.core.guard import Clients
 
@@ -20,8 +20,12 @@ _PAUSE_S = 0.005
 class Usage:
     """Remembers for each service when clients were last seen, and how many. May be used from several threads."""
 
-    def __init__(self, count: Callable[[str], int | None], clock: Callable[[], float] = time.monotonic) -> None:
-        """`count` gives the connections at a service's listener, those of this agent too; None when unknown."""
+    def __init__(
+        self,
+        count: Callable[[Collection[str]], Mapping[str, int | None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`count` gives the connections at services' listeners, those of this agent too; None where unknown."""
         self._count = count
         self._clock = clock
         self._seen: dict[str, tuple[float, int | None]] = {}
@@ -40,26 +44,29 @@ class Usage:
             with self._lock:
                 self._looking -= 1
 
-    def sample(self, service: str) -> bool:
-        """Count once and remember who was there; False when a look of the agent's own got in between."""
+    def sample(self, *services: str) -> bool:
+        """Count once, all together, and remember who was there; False when a look of the agent's own got in between."""
         with self._lock:
             looks, is_looking = self._looks, self._looking > 0
         if is_looking:
             return False
-        count = self._count(service)
+        counts = self._count(services)
         with self._lock:
             if looks != self._looks:
                 return False
-            if count != 0:
-                self._seen[service] = (self._clock(), count)
+            self._seen |= {name: (self._clock(), count) for name, count in counts.items() if count != 0}
             return True
+
+    def count(self, services: Collection[str]) -> None:
+        """Sample these until no look of the agent's own gets in between, for a bounded time."""
+        for _ in range(_TRIES):
+            if self.sample(*services):
+                return
+            time.sleep(_PAUSE_S)
 
     def clients(self, service: str) -> Clients | None:
         """Clients now, else those seen within the last minute; None when nobody was there. Counts first."""
-        for _ in range(_TRIES):
-            if self.sample(service):
-                break
-            time.sleep(_PAUSE_S)
+        self.count([service])
         at, count = self._seen.get(service, (float("-inf"), 0))
         ago_s = self._clock() - at
         return Clients(count, ago_s) if ago_s <= WINDOW_S else None

@@ -134,8 +134,8 @@ class FakeBalancer:
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         return {"shop_blue": 0 if b"no servers" in rendered.files[0].content else 1}
 
-    def connections(self, service: str) -> int | None:
-        return self.clients.get(service, 0)
+    def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
+        return {service: self.clients.get(service, 0) for service in services}
 
     def watched(self) -> frozenset[Path]:
         return frozenset()

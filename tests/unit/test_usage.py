@@ -1,5 +1,7 @@
 """Who counts as a client of a service."""
 
+from collections.abc import Collection, Mapping
+
 from lbswitch.core.guard import Clients
 from lbswitch.usage import WINDOW_S, Usage
 
@@ -13,9 +15,9 @@ class Listener:
         self.counted = 0
         self.usage = Usage(self.count, lambda: self.now)
 
-    def count(self, service: str) -> int | None:
+    def count(self, services: Collection[str]) -> Mapping[str, int | None]:
         self.counted += 1
-        return self.connections
+        return dict.fromkeys(services, self.connections)
 
 
 def test_nobody_is_there() -> None:
@@ -52,7 +54,7 @@ def test_a_look_of_our_own_is_no_client() -> None:
 
 def test_a_look_that_came_and_went_while_we_counted_is_no_client() -> None:
     listener = Listener()
-    usage = Usage(lambda _service: look(), lambda: listener.now)
+    usage = Usage(lambda services: dict.fromkeys(services, look()), lambda: listener.now)
 
     def look() -> int:
         with usage.own_look():
@@ -60,6 +62,16 @@ def test_a_look_that_came_and_went_while_we_counted_is_no_client() -> None:
 
     assert not usage.sample("shop")
     assert usage.clients("shop") is None
+
+
+def test_all_services_are_counted_at_once() -> None:
+    """One reading of the kernel's tables serves a thousand services."""
+    listener = Listener()
+    listener.connections = 2
+    listener.usage.count(["shop", "blog"])
+    assert listener.counted == 1
+    listener.connections = 0
+    assert listener.usage.clients("shop") == listener.usage.clients("blog") == Clients(2, 0.0)
 
 
 def test_services_that_are_gone_are_forgotten() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lbswitch.core.values import Endpoint
@@ -11,14 +12,25 @@ _ESTABLISHED = {"tcp": "01", "unix": "03"}
 _TABLES = ("tcp", "tcp6")
 
 
-def connections(endpoint: Endpoint) -> int | None:
-    """Established connections whose near end is this listener's port, anybody's; None when the tables can't be read."""
+def connections(listeners: Mapping[str, Endpoint]) -> Mapping[str, int | None]:
+    """Established connections whose near end is each listener's port or path, anybody's; from one reading for all.
+
+    None where the table can't be read.
+    """
+    tcp = {name: endpoint for name, endpoint in listeners.items() if not endpoint.is_unix}
+    unix = {name: endpoint for name, endpoint in listeners.items() if endpoint.is_unix}
+    return {
+        **_counted({name: endpoint.port for name, endpoint in tcp.items()}, _ports),
+        **_counted({name: endpoint.path for name, endpoint in unix.items()}, _unix),
+    }
+
+
+def _counted(wanted: Mapping[str, int | str], table: Callable[[], Iterator[int | str]]) -> Mapping[str, int | None]:
     try:
-        if endpoint.is_unix:
-            return sum(1 for path in _unix() if path == endpoint.path)
-        return sum(1 for port in _ports() if port == endpoint.port)
+        found = Counter(table()) if wanted else Counter()
     except OSError:
-        return None
+        return dict.fromkeys(wanted)
+    return {name: found[key] for name, key in wanted.items()}
 
 
 def _ports() -> Iterator[int]:

@@ -140,9 +140,9 @@ class HAProxy:
         """Servers of each `backend`."""
         return pools.haproxy(rendered)
 
-    def connections(self, service: str) -> int | None:
-        """Open connections at the service's listener."""
-        return clients.connections(self._binds[service])
+    def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
+        """Open connections at the services' listeners."""
+        return clients.connections({name: self._binds[name] for name in services})
 
     def watched(self) -> frozenset[Path]:
         """Templates, certificates and keys, and where maps and rendered files lie."""

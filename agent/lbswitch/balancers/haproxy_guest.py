@@ -212,11 +212,11 @@ class HAProxyGuest:
         """Tell new workers which servers are left out."""
         self._live.remind()
 
-    def connections(self, service: str) -> int | None:
-        """Open connections at the owner's listener, whatever they are for; a container's are not counted from here."""
+    def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
+        """Open connections at the owner's listeners, whatever they are for; a container's are not counted from here."""
         if self._control.kind is Kind.DOCKER:
-            return None
-        return clients.connections(parse_endpoint(self._config.services[service].bind))
+            return dict.fromkeys(services)
+        return clients.connections({name: parse_endpoint(self._config.services[name].bind) for name in services})
 
     # -- the process -----------------------------------------------------------------------------------------
 

@@ -167,9 +167,9 @@ class Nginx:
         """Servers of each `upstream`."""
         return pools.nginx(rendered)
 
-    def connections(self, service: str) -> int | None:
-        """Open connections at the service's listener."""
-        return clients.connections(parse_endpoint(self._config.services[service].bind))
+    def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
+        """Open connections at the services' listeners."""
+        return clients.connections({name: parse_endpoint(self._config.services[name].bind) for name in services})
 
     def watched(self) -> frozenset[Path]:
         """Templates, certificates and keys, and where pointer and rendered files lie."""

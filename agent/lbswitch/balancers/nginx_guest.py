@@ -177,11 +177,11 @@ class NginxGuest:
         """Servers of each `upstream`."""
         return pools.nginx(rendered)
 
-    def connections(self, service: str) -> int | None:
-        """Open connections at the listener that the service may share with others; a container's are not known."""
+    def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
+        """Open connections at listeners that services may share with others; a container's are not known."""
         if self._control.kind is Kind.DOCKER:
-            return None
-        return clients.connections(parse_endpoint(self._config.services[service].bind))
+            return dict.fromkeys(services)
+        return clients.connections({name: parse_endpoint(self._config.services[name].bind) for name in services})
 
     def watched(self) -> frozenset[Path]:
         """Templates, where pointer and rendered files lie, and the owner's files as far as they are on this host."""

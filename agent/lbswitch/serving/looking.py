@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from lbswitch.core.config import Config
@@ -133,11 +133,11 @@ class Looking:
             except KeyError:
                 raise NotSeen(f"{service} is not served any more") from None
 
-    def _connections(self, service: str) -> int | None:
+    def _connections(self, services: Collection[str]) -> Mapping[str, int | None]:
         try:
-            return self.balancer.connections(service)
-        except KeyError:  # removed this instant
-            return 0
+            return self.balancer.connections(services)
+        except KeyError:  # one of them was removed this instant
+            return {}
 
 
 def _difference(service: str, intent: ServiceIntent, installed: str, seen: Observation) -> str:

@@ -371,7 +371,7 @@ def test_pools_and_connections(guest):
     pools = guest.haproxy.pools(guest.haproxy.render(guest.intent))
     assert pools == {"lbswitch_shop_blue": 1, "lbswitch_shop_green": 1}
     with socket.create_connection(("127.0.0.1", guest.port), timeout=10):
-        wait_until(lambda: (guest.haproxy.connections("shop") or 0) >= 1, "the connection is counted")
+        wait_until(lambda: (guest.haproxy.connections(["shop"])["shop"] or 0) >= 1, "the connection is counted")
 
 
 def test_a_map_changed_by_hand_is_a_difference_and_repaired(guest):
