@@ -14,7 +14,6 @@ import os
 import socket
 import stat
 import time
-import uuid
 from typing import Any, Protocol
 
 from lbswitch.errors import AgentUnreachable, LbswitchError, NotAllowed
@@ -314,7 +313,7 @@ class Client:
 
     def _post(self, path: str, request: Document, holds: str) -> Document:
         """The key makes a request that is repeated on the way count once."""
-        headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": os.urandom(16).hex()}
         try:
             answer = self.transport.exchange("POST", path, headers, json.dumps(request).encode(), OPERATION_TIMEOUT_S)
             return _opened(answer, holds)

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbswitch.core import defaults
 from lbswitch.errors import ConfigError, Problem
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # every command loads this module, and pathlib alone would cost it 4 ms
+    from pathlib import Path
+
     from lbswitch.core.config import Config
 
 _LARGEST = 16 * 1024 * 1024
 _ELSEWHERE = "name another with --config or LBSWITCH_CONFIG"
 _TOP_LEVEL = re.compile(r"^[^\s#].*", re.MULTILINE)
 _PLAIN_KEY = re.compile(r"(agent|balancer|services):(?:\s|$)")
+_NOTHING = re.compile(r" *(?:#.*)?")
+_NOT_PLAIN = re.compile(r"""["'|>&*!?%@`\[\]\t\\]|<<""")
+_BLOCK = re.compile(r"agent:(?: +#.*)?")
+_FLOW = re.compile(r"agent: +\{([^{}#]*)\}")
+_ENTRY = re.compile(r"([a-z_]+):(?: +(.*))?")
+_PATH = re.compile(r"(/[\w./-]+)(?: +#.*)?", re.ASCII)
 
 
 def default_path() -> Path:
     """`$LBSWITCH_CONFIG`, else `/etc/lbswitch/lbswitch.yaml`."""
+    from pathlib import Path
+
     return Path(os.environ.get("LBSWITCH_CONFIG") or defaults.CONFIG)
 
 
@@ -39,16 +48,20 @@ def load_text(text: str, source: str) -> Config:
     return parse(text, source).read_from(text)
 
 
-def socket_of(path: Path) -> str:
+def socket_of(path: Path | str) -> str:
     """`agent.socket` of the file. Quick: without validating, or even parsing, what is not needed for it.
 
     Raises: ConfigError, when the file can't be read or the socket can't be found in it.
     """
     socket = _socket_in(_read(path))
-    return socket if socket is not None else load(path).agent.socket
+    if socket is not None:
+        return socket
+    from pathlib import Path
+
+    return load(Path(path)).agent.socket
 
 
-def likely_socket(path: Path) -> str | None:
+def likely_socket(path: Path | str) -> str | None:
     """`agent.socket` of a file that is wrong elsewhere; None when the file or its agent section is of no use."""
     try:
         text = _read(path)
@@ -59,9 +72,9 @@ def likely_socket(path: Path) -> str | None:
     return _socket_in_block(_block(text, lines, places[0])) if len(places) == 1 else None
 
 
-def _read(path: Path) -> str:
+def _read(path: Path | str) -> str:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib would have to be loaded
             content = file.read(_LARGEST + 1)
     except OSError as error:
         raise _unreadable(path, _reason(error)) from error
@@ -85,7 +98,7 @@ def _reason(error: OSError) -> str:
     return f"can't be read: {error.strerror}"
 
 
-def _unreadable(path: Path, message: str, line: int = 0) -> ConfigError:
+def _unreadable(path: Path | str, message: str, line: int = 0) -> ConfigError:
     return ConfigError(str(path), [Problem(message, line=line)])
 
 
@@ -110,7 +123,49 @@ def _block(text: str, lines: list[re.Match[str]], index: int) -> str:
 
 
 def _socket_in_block(block: str) -> str | None:
-    from lbswitch.core.yaml_tree import NotYaml, read_tree  # many files have no agent section
+    """The socket of an agent section; None when there is something wrong with that."""
+    return _plain_socket(block) or _parsed_socket(block)
+
+
+def _plain_socket(block: str) -> str | None:
+    """The socket of a section so plain that nothing else can be meant; without a YAML parser, which costs 25 ms."""
+    first, *rest = (line.rstrip() for line in block.splitlines() if not _NOTHING.fullmatch(line))
+    if any(_NOT_PLAIN.search(line) or line.count("{") != line.count("}") for line in (first, *rest)):
+        return None
+    flow = _FLOW.fullmatch(first)
+    if flow is not None and not rest:
+        return _socket_among([part.strip() for part in flow[1].split(",") if part.strip()])
+    return _socket_in_lines(rest) if rest and _BLOCK.fullmatch(first) else None
+
+
+def _socket_in_lines(lines: list[str]) -> str | None:
+    indents = [len(line) - len(line.lstrip(" ")) for line in lines]
+    if min(indents) != indents[0] or indents[0] == 0:
+        return None
+    keys = [
+        (line[indent:], after)
+        for line, indent, after in zip(lines, indents, [*indents[1:], 0], strict=True)
+        if indent == indents[0]
+    ]
+    if any(after > indents[0] and not key.endswith(":") for key, after in keys):
+        return None  # a value that goes on
+    return _socket_among([key for key, _ in keys])
+
+
+def _socket_among(entries: list[str]) -> str | None:
+    """Of keys that stand beside each other."""
+    matches = [_ENTRY.fullmatch(entry) for entry in entries]
+    known = {match[1]: match[2] for match in matches if match is not None}
+    if not entries or len(known) < len(entries):
+        return None  # something else is there, or a key twice
+    if "socket" not in known:
+        return defaults.SOCKET
+    path = _PATH.fullmatch(known["socket"] or "")
+    return None if path is None else path[1]
+
+
+def _parsed_socket(block: str) -> str | None:
+    from lbswitch.core.yaml_tree import NotYaml, read_tree
 
     try:
         root, problems = read_tree(block)

@@ -68,11 +68,9 @@ class Settings:
         """
         if not self._named_config and _is_absent(defaults.CONFIG):
             return defaults.SOCKET
-        from pathlib import Path
-
         from lbswitch.configfile import likely_socket, socket_of
 
-        path = Path(self.config_path)
+        path = self.config_path
         try:
             return socket_of(path)
         except ConfigError as error:
