@@ -11,7 +11,8 @@ from typing import Any
 from lbswitch.core.config import AgentConfig, BalancerConfig, Config, ServiceConfig
 from lbswitch.core.config_checks import cross_check, notes
 from lbswitch.core.config_problems import Location, Section, dotted, read_section, show_node, unknown_key
-from lbswitch.core.values import format_duration, service_name
+from lbswitch.core.durations import format_duration
+from lbswitch.core.values import service_name
 from lbswitch.core.yaml_tree import Entry, Node, NotYaml, locate, read_tree
 from lbswitch.errors import ConfigError, Problem
 

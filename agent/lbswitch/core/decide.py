@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from lbswitch.core.durations import format_duration
 from lbswitch.core.model import Color, Route
-from lbswitch.core.values import format_duration
 
 _HOUR_S = 3600.0
 

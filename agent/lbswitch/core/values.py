@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import (
@@ -26,10 +25,9 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-_UNITS_S = {"d": Decimal(86400), "h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
-_LONGEST_S = 366 * 86400.0
+from lbswitch.core.durations import DURATION, format_duration, parse_duration
+
 _SHORTEST_S = 0.001  # what the balancers can be told
-_DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(ms|s|m|h|d)")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?")
@@ -46,30 +44,6 @@ _HOST_HEADER = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,255}")
 _STICKY = re.compile(r"none|address|(?:cookie|header):[A-Za-z0-9_-]{1,64}")
 _UNIX_MAX = 107  # sun_path is 108 bytes with its NUL (unix(7))
 _ADDRESS = "an address: write host:port with a port of 1-65535, [ipv6]:port or unix:/path"
-
-
-def parse_duration(text: object) -> float:
-    """Seconds in `250ms`, `1s`, `5m`, `2h` or `30d`; a year at most. Raises: ValueError."""
-    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise ValueError("is not a duration: write a number and a unit, such as 250ms, 1s, 5m, 2h or 30d")
-    seconds = float(Decimal(match[1]) * _UNITS_S[match[2]])
-    if seconds > _LONGEST_S:
-        raise ValueError("is longer than 366d")
-    return seconds
-
-
-def format_duration(seconds: float) -> str:
-    """The shortest exact way to write it: `500ms`, `1s`, `5m`, `90s`; `parse_duration` reads the same number."""
-    if seconds == 0:
-        return "0s"
-    exact = Decimal(repr(float(seconds)))
-    for unit, length in _UNITS_S.items():
-        amount = exact / length
-        if amount >= 1 and amount == amount.to_integral_value():
-            return f"{amount:.0f}{unit}"
-    unit = "ms" if exact < 1 else "s"
-    return f"{exact / _UNITS_S[unit]:f}{unit}"
 
 
 def _duration(value: object, info: ValidationInfo) -> float:
@@ -273,7 +247,7 @@ _HOSTS_SCHEMA = rf"{_IPV4_SCHEMA}|{_NAME_SCHEMA}|{_IPV6_SCHEMA}"
 _SERVER_SCHEMA = rf"^(?:{_UNIX_SCHEMA}|(?!0\.0\.0\.0:|\[::\])(?:{_HOSTS_SCHEMA}){_PORT_SCHEMA})$"
 _API_SCHEMA = rf"^(?:localhost|(?=127\.){_IPV4_SCHEMA}|\[(?:0{{0,4}}:){{2,7}}0{{0,3}}1\]){_PORT_SCHEMA}$"
 _BIND_SCHEMA = rf"^(?:{_UNIX_SCHEMA}|(?:\*|{_HOSTS_SCHEMA}){_PORT_SCHEMA})$"
-_DURATION_SCHEMA = WithJsonSchema({"type": "string", **_pattern(_DURATION), "examples": ["250ms", "1s", "5m"]})
+_DURATION_SCHEMA = WithJsonSchema({"type": "string", **_pattern(DURATION), "examples": ["250ms", "1s", "5m"]})
 _AS_TEXT = PlainSerializer(format_duration, return_type=str)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from lbswitch.core.durations import format_duration
 from lbswitch.core.health import CheckResult
-from lbswitch.core.values import format_duration
 
 _TICKS = 4
 _MOST_LATE_TICKS = 8

@@ -6,7 +6,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from lbswitch.core import values
-from lbswitch.core.values import Endpoint, format_duration, parse_duration, parse_endpoint
+from lbswitch.core.durations import format_duration, parse_duration
+from lbswitch.core.values import Endpoint, parse_endpoint
 
 _LANDS_IN_A_FILE = {
     "ServerAddress": ["127.0.0.1:80", "[::1]:80", "host:80", "unix:/run/a.sock"],
