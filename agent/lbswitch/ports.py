@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from lbswitch.core.decide import PoolFacts
-from lbswitch.core.model import Color, Intent, Observation, Operation, ServerKey, ServiceIntent
+from lbswitch.core.model import Color, Drain, Intent, Observation, Operation, PoolKey, ServerKey, ServiceIntent
 
 REVISION_MARK = "@@LBSWITCH_REVISION@@"
 
@@ -69,8 +69,56 @@ class Difference:
         return {"where": self.where, "what": self.what, "service": self.service, "diff": self.diff}
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Connections that one worker has open to the servers of a pool.
+
+    `pid` is None where nobody can tell which worker; `is_old` is one from before a reload.
+    """
+
+    pid: int | None
+    is_old: bool
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class OldWorker:
+    """A worker from before a reload that still runs.
+
+    `age_s` counts from when it was told to end, as far as that can be known, else from when it was first seen old.
+    `connections` are all its established ones; None where nobody can know.
+    """
+
+    pid: int
+    age_s: float
+    connections: int | None
+
+
+class Draining(Protocol):
+    """What is still open to the servers of a pool, and how to end it. May be used from any thread."""
+
+    def held(self, pools: Collection[PoolKey]) -> Mapping[PoolKey, tuple[Held, ...] | None]:
+        """By pool and worker; an empty tuple: none; None: nobody can know from here. Never raises."""
+
+    def why_not_closed(self) -> str | None:
+        """Why connections can't be closed from here, with what to do; None when they can."""
+
+    def close(self, pool: PoolKey, most: int) -> int:
+        """End at most so many connections to a pool, old workers' first; gives how many. Raises: BalancerError."""
+
+    def old_workers(self) -> tuple[OldWorker, ...]:
+        """Workers from before a reload that still run, oldest first. Never raises."""
+
+    def end_old_workers(self, keep: int) -> tuple[OldWorker, ...]:
+        """End the oldest beyond `keep`; gives which. Only of a balancer that lbswitch manages. Never raises."""
+
+
 class Balancer(Protocol):
     """An nginx or a HAProxy on this host."""
+
+    @property
+    def draining(self) -> Draining:
+        """Its connections to the servers of a pool, and its workers from before reloads."""
 
     @property
     def reload_is_free(self) -> bool:
@@ -240,6 +288,12 @@ class Store(Protocol):
 
     def last_move(self, service: str) -> Operation | None:
         """The last completed operation that made another color live."""
+
+    def draining(self) -> list[Operation]:
+        """Those that took all traffic from a color whose connections have not all ended, oldest first."""
+
+    def save_drains(self, drains: Mapping[int, Drain]) -> None:
+        """Write, by id of the operation, how far its drain is."""
 
     def add_snapshot(self, snapshot: Snapshot) -> int:
         """Keep a snapshot that no operation asked for; gives its number."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lbswitch.core.config import Config
 from lbswitch.core.decide import PoolFacts, PoolState
-from lbswitch.core.model import Color, Intent, Observation, ServerKey
-from lbswitch.errors import CheckFailed, CommitFailed, NotSeen
-from lbswitch.ports import Difference, Rendered, RenderedFile
+from lbswitch.core.model import Color, Intent, Observation, PoolKey, ServerKey
+from lbswitch.errors import BalancerError, CheckFailed, CommitFailed, NotSeen
+from lbswitch.ports import Difference, Held, OldWorker, Rendered, RenderedFile
 
 
 def config_of(**service: object) -> Config:
@@ -27,12 +27,54 @@ def config_of(**service: object) -> Config:
     )
 
 
+class FakeDraining:
+    """`open` is what each pool still has (a pool that is not named has nothing), `old` the workers, oldest first."""
+
+    def __init__(self) -> None:
+        self.open: dict[PoolKey, tuple[Held, ...] | None] = {}
+        self.old: tuple[OldWorker, ...] = ()
+        self.no_closing: str | None = None
+        self.break_close: str | None = None
+        self.closed: list[tuple[PoolKey, int]] = []
+        self.ended: list[OldWorker] = []
+
+    def held(self, pools: Collection[PoolKey]) -> Mapping[PoolKey, tuple[Held, ...] | None]:
+        return {pool: self.open.get(pool, ()) for pool in pools}
+
+    def why_not_closed(self) -> str | None:
+        return self.no_closing
+
+    def close(self, pool: PoolKey, most: int) -> int:
+        """`closed` says of which pool how many were ended."""
+        if self.break_close is not None:
+            raise BalancerError(self.break_close)
+        left, kept = most, []
+        for one in sorted(self.open.get(pool) or (), key=lambda held: not held.is_old):
+            ended = min(left, one.count)
+            left -= ended
+            if one.count > ended:
+                kept.append(Held(one.pid, one.is_old, one.count - ended))
+        self.open[pool] = tuple(kept)
+        self.closed.append((pool, most - left))
+        return most - left
+
+    def old_workers(self) -> tuple[OldWorker, ...]:
+        return self.old
+
+    def end_old_workers(self, keep: int) -> tuple[OldWorker, ...]:
+        ended = self.old[: max(0, len(self.old) - keep)]
+        self.old = self.old[len(ended) :]
+        self.ended.extend(ended)
+        return ended
+
+
 class FakeBalancer:
     """Three facts kept apart: what is committed, what is installed, and what its listeners answer."""
 
     reload_is_free = True
 
     def __init__(self) -> None:
+        self.draining = FakeDraining()
         self.on_disk: Intent | None = None
         self.serves: Intent | None = None
         self.revision: str | None = None

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from lbswitch.balancers import clients, listener, pools, stopmark, tls_files
 from lbswitch.balancers.haproxy_binds import LONGEST_SOCKET_PATH, too_long
+from lbswitch.balancers.haproxy_draining import HAProxyDraining
 from lbswitch.balancers.haproxy_drift import HAProxyDrift
 from lbswitch.balancers.haproxy_live import LiveMaps
 from lbswitch.balancers.haproxy_maps import MapFiles
@@ -33,6 +34,7 @@ from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.stopmark import StopMark
 from lbswitch.core.config import Config, Mode
 from lbswitch.core.model import Intent, Observation, ServerKey
+from lbswitch.core.names import pool_name
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import CheckFailed, StartFailed
 from lbswitch.ports import Difference, Rendered, RenderedFile
@@ -60,6 +62,7 @@ class HAProxy:
         self._drift = HAProxyDrift(
             self._files, self._rendered, self._runtime, self._live, servers, self.observe, self.render, config.services
         )
+        self._draining = HAProxyDraining(self._runtime, pool_name, self.is_running, is_ours=True)
         self._state_socket = Endpoint(path=str(directory / "state.sock"))
         self._stopped = StopMark(directory)
 
@@ -187,6 +190,11 @@ class HAProxy:
     def remind(self) -> None:
         """Tell new workers which servers are left out."""
         self._live.remind()
+
+    @property
+    def draining(self) -> HAProxyDraining:
+        """Requests that the workers carry to the servers, by the Runtime API."""
+        return self._draining
 
     # -- the process -----------------------------------------------------------------------------------------
 

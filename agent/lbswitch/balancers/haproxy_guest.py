@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lbswitch.balancers import clients, control, listener, pools
 from lbswitch.balancers.haproxy_binds import LONGEST_SOCKET_PATH, too_long
+from lbswitch.balancers.haproxy_draining import HAProxyDraining
 from lbswitch.balancers.haproxy_drift import HAProxyDrift
 from lbswitch.balancers.haproxy_guest_rendering import FILE, GuestRendering
 from lbswitch.balancers.haproxy_guest_warnings import GuestWarnings
@@ -71,6 +72,7 @@ class HAProxyGuest:
             self.render,
             self._frontends(),
         )
+        self._draining = HAProxyDraining(self._runtime, guest_pool_name, self.is_running, is_ours=False)
         self._owner = Owner(self._control, balancer, self._rendered.current / FILE)
         self._whole = Whole(self._control, balancer, self._owner, self._files)
         self._master = MasterSocket(self._runtime, self._control)
@@ -217,6 +219,11 @@ class HAProxyGuest:
         if self._control.kind is Kind.DOCKER:
             return dict.fromkeys(services)
         return clients.connections({name: parse_endpoint(self._config.services[name].bind) for name in services})
+
+    @property
+    def draining(self) -> HAProxyDraining:
+        """Requests that the workers carry to the servers, by the Runtime API."""
+        return self._draining
 
     # -- the process -----------------------------------------------------------------------------------------
 

@@ -146,7 +146,7 @@ class Process:
 
     def _is_idle(self) -> bool:
         """Whether no worker has a request in flight. Raises: Unanswered."""
-        return all(self._runtime.requests(worker) == 0 for worker in self._runtime.processes().workers)
+        return not any(any(self._runtime.requests(worker).values()) for worker in self._runtime.processes().workers)
 
 
 def _arguments(pid: int) -> list[bytes]:

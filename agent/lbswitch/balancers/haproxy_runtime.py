@@ -9,14 +9,15 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _TIMEOUT_S = 2.0
 _TICK_S = 0.1
 _MASTER = re.compile(r"^(\d+)\s+master\s+(\d+) \[failed: (\d+)\]", re.MULTILINE)
 _WORKER = re.compile(r"^(\d+)\s+worker\s", re.MULTILINE)
+_UPTIME = re.compile(r"^(\d+)\s+worker\s.*?(\d+)d(\d+)h(\d+)m(\d+)s", re.MULTILINE)
 _OLD_WORKERS = "# old workers"
 _BACKENDS = 2  # the type of rows that `show stat` is asked for
 _GONE = b"Can't find the target PID"
@@ -32,13 +33,17 @@ class Silent(Unanswered):
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """What `show proc` says: pids, reloads since the start, and failed reloads since the last good one."""
+    """What `show proc` says: pids, reloads since the start, and failed reloads since the last good one.
+
+    `uptimes_s` says by pid how many seconds ago a worker started.
+    """
 
     master: int
     reloads: int
     failed: int
     current: tuple[int, ...]
     draining: tuple[int, ...]
+    uptimes_s: Mapping[int, int] = field(default_factory=dict, compare=False)
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -58,7 +63,12 @@ class Processes:
             failed=int(master[3]),
             current=tuple(map(int, _WORKER.findall(current))),
             draining=tuple(map(int, _WORKER.findall(draining))),
+            uptimes_s={int(pid): _seconds(*map(int, age)) for pid, *age in _UPTIME.findall(text)},
         )
+
+
+def _seconds(days: int, hours: int, minutes: int, seconds: int) -> int:
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 class Runtime:
@@ -87,21 +97,26 @@ class Runtime:
         """What this worker says to a command. Raises: Unanswered."""
         return self._exchange(worker, f"@!{worker} {command}\n")
 
-    def requests(self, worker: int) -> int:
-        """Requests and tunnels that this worker has in flight to servers. Raises: Unanswered."""
+    def ask_all(self, worker: int, commands: Sequence[str]) -> str:
+        """What this worker says to commands on one line; each runs whatever the one before said. Raises: Unanswered."""
+        return self._exchange(worker, _line(worker, commands))
+
+    def requests(self, worker: int) -> Mapping[str, int]:
+        """Requests and tunnels that this worker has in flight to servers, by backend. Raises: Unanswered."""
         header, *lines = self.ask(worker, f"show stat -1 {_BACKENDS} -1").lstrip("# ").splitlines() or [""]
         names = header.split(",")
         if "scur" not in names:
             raise Unanswered(f"worker {worker} gave no statistics: {header[:80]!r}")
         current = names.index("scur")
-        return sum(int(line.split(",")[current] or 0) for line in lines if "," in line)
+        rows = (line.split(",", current + 1) for line in lines if "," in line)
+        return {row[0]: int(row[current] or 0) for row in rows}
 
     def tell(self, worker: int, commands: Sequence[str]) -> None:
         """Commands that say nothing when all is well, on one line, so that they run right after each other.
 
         Raises: Unanswered with the worker's words.
         """
-        self._expect_silence(worker, "; ".join(f"@!{worker} {command}" for command in commands) + "\n")
+        self._expect_silence(worker, _line(worker, commands))
 
     def feed(self, worker: int, command: str, payload: str) -> None:
         """A command with lines of payload, which hold no empty one. Raises: Unanswered."""
@@ -145,6 +160,10 @@ class Runtime:
                 break
             answer += data
         return bytes(answer)
+
+
+def _line(worker: int, commands: Sequence[str]) -> str:
+    return "; ".join(f"@!{worker} {command}" for command in commands) + "\n"
 
 
 def _is_alive(pid: int) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from lbswitch import procs
 from lbswitch.balancers import clients, listener, nginx_user, nginx_view, pools, stopmark, tls_files
 from lbswitch.balancers.nginx_binary import Binary, Program
+from lbswitch.balancers.nginx_draining import NginxDraining
 from lbswitch.balancers.nginx_drift import NginxDrift
 from lbswitch.balancers.nginx_pointer import Pointer, make_directory
 from lbswitch.balancers.nginx_process import NginxProcess
@@ -49,6 +50,7 @@ class Nginx:
         self._pointer = Pointer(self._state_dir)
         self._process = NginxProcess(self._prefix)
         self._drift = NginxDrift(self._pointer, self._rendered, self.observe, self._workers, self.render)
+        self._draining = NginxDraining(config, self._process.pid, is_ours=True, is_inside=False)
         self._cache: tuple[Hashable, Rendered] | None = None
 
     # -- the program -------------------------------------------------------------------------------------------
@@ -204,6 +206,11 @@ class Nginx:
     def eject(self, ejected: frozenset[ServerKey]) -> bool:  # noqa: ARG002 - the port's signature
         """Not without a reload: nginx reads its pools from the configuration."""
         return False
+
+    @property
+    def draining(self) -> NginxDraining:
+        """Connections that the workers have to the servers, by what the kernel knows."""
+        return self._draining
 
     # -- the process -------------------------------------------------------------------------------------------
 

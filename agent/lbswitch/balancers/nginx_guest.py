@@ -15,6 +15,7 @@ from pathlib import Path
 from lbswitch.balancers import clients, control, listener, nginx_guest_master, nginx_user, nginx_view, pools
 from lbswitch.balancers.neighbors import Neighbors
 from lbswitch.balancers.nginx_binary import Program
+from lbswitch.balancers.nginx_draining import NginxDraining
 from lbswitch.balancers.nginx_drift import NginxDrift
 from lbswitch.balancers.nginx_guest_check import Checker
 from lbswitch.balancers.nginx_guest_files import HTTP_FILE, GuestFiles, server_file
@@ -57,6 +58,8 @@ class NginxGuest:
         self._program = GuestProgram(balancer.binary, self._control, self._master)
         self._neighbors = Neighbors(self._control)
         self._drift = NginxDrift(self._pointer, self._rendered, self.observe, self._master.workers, self.render)
+        inside = self._control.kind is Kind.DOCKER
+        self._draining = NginxDraining(config, self._master.pid, is_ours=False, is_inside=inside)
         self._cache: tuple[Hashable, Rendered] | None = None
         self._paths: tuple[Hashable, Path, Path] | None = None
         self._last_look: tuple[float, Owner] | None = None
@@ -228,6 +231,11 @@ class NginxGuest:
     def eject(self, ejected: frozenset[ServerKey]) -> bool:  # noqa: ARG002 - the port's signature
         """Not without a reload: nginx reads its pools from the configuration."""
         return False
+
+    @property
+    def draining(self) -> NginxDraining:
+        """Connections that the workers have to the servers, by what the kernel knows."""
+        return self._draining
 
     # -- the process -------------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@
     gen-000042/shop/state                    `shop 42 100`: generation and green's percentage
     gen-000042/shop/weighted, 0, 1, ... 9    a weighted service: bucket N goes to green where the file N exists
 
-There are two directories: the one that `live` points at, and a spare that nothing reads. A commit brings the spare
-up to date, gives it the name of its generation, makes it durable and renames a new symlink over `live`; so its cost
-grows with what changed, and a reader sees all of the old state or all of the new. A spare of which anything is
+There are two directories: the one that `live` points at, and a spare that nothing reads. `prepare` brings the spare
+up to date, gives it the name of its generation and makes it durable; `commit` renames a new symlink over `live`, after
+preparing what was not. So the cost grows with what changed, and a reader sees all of the old state or all of the new. A spare of which anything is
 uncertain (after a restart, a failure, or a hand in the files) is thrown away and built anew.
 """
 
@@ -36,11 +36,15 @@ _SYNC_AT_ONCE = 16  # the file system puts fsyncs that come together into one jo
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """What one directory holds. `stamps` are the service directories' mtimes: a hand in the files changes them."""
+    """What one directory holds. `stamps` are the service directories' mtimes: a hand in the files changes them.
+
+    `is_durable` says that it is on disk under this name.
+    """
 
     name: str
     services: Mapping[str, ServiceIntent]
     stamps: Mapping[str, int]
+    is_durable: bool = False
 
 
 class Pointer:
@@ -54,6 +58,18 @@ class Pointer:
         self._seal: tuple[int, int] | None = None
         self._current: _Copy | None = None
         self._spare: _Copy | None = None
+
+    def prepare(self, intent: Intent) -> None:
+        """Write all that the next commit needs if it is of this intent; no reader notices. Raises: CommitFailed."""
+        with self._lock:
+            self._recall()
+            if not self._is_current(intent):
+                before = self.target()
+                try:
+                    self._spare = self._build(self._name(intent.generation, before), intent.services)
+                except OSError as error:
+                    self._retreat(before)
+                    raise CommitFailed(self._failure(error)) from error
 
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Serve these routes from now on, all at one instant.
@@ -151,9 +167,8 @@ class Pointer:
     def _move(self, intent: Intent) -> None:
         before = self.target()
         name = self._name(intent.generation, before)
-        spare, self._spare = self._spare, None
         try:
-            built = self._build(name, spare, intent.services)
+            built = self._build(name, intent.services)
             replace_symlink(self.live, name)
         except OSError as error:
             self._retreat(before)
@@ -167,9 +182,10 @@ class Pointer:
         name = f"gen-{generation:06d}"
         return name if live != name else f"{name}.1"
 
-    def _build(self, name: str, spare: _Copy | None, wanted: Mapping[str, ServiceIntent]) -> _Copy:
+    def _build(self, name: str, wanted: Mapping[str, ServiceIntent]) -> _Copy:
         """A durable directory that holds exactly this; only what differs from the spare is written."""
         directory = self._state_dir / name
+        spare, self._spare = self._spare, None
         if spare is None or not self._is_intact(spare):
             spare = _Copy(name, {}, {})
             shutil.rmtree(directory, ignore_errors=True)
@@ -178,10 +194,12 @@ class Pointer:
         elif spare.name != name:
             shutil.rmtree(directory, ignore_errors=True)
             (self._state_dir / spare.name).rename(directory)
+        elif spare.is_durable and dict(spare.services) == dict(wanted):
+            return spare
         stamps = _write_all(directory, spare, wanted)
         sync_directory(directory)
         sync_directory(self._state_dir)
-        return _Copy(name, dict(wanted), stamps)
+        return _Copy(name, dict(wanted), stamps, is_durable=True)
 
     def _retreat(self, before: str | None) -> None:
         """After a failure: the symlink as it was, and nothing of the attempt left.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,12 +82,7 @@ class Templates:
 
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
         """Path, time and size of every template: changes when an edit could change what is rendered."""
-        found = []
-        for directory in self.directories:
-            for path in sorted(directory.glob("*.j2")):
-                status = path.stat()
-                found.append((str(path), status.st_mtime_ns, status.st_size))
-        return tuple(found)
+        return tuple(stamp for directory in self.directories for stamp in sorted(_stamps(directory)))
 
     def render(self, name: str, variables: Mapping[str, Any]) -> bytes:
         """Render one template. Raises: RenderFailed, naming file, line and variable."""
@@ -160,6 +157,14 @@ class Templates:
     def _tree(self, place: str) -> nodes.Template | None:
         source = _read(place.rpartition(":")[0])
         return None if source is None else self._environment.parse(source)
+
+
+def _stamps(directory: Path) -> Iterator[tuple[str, int, int]]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith(".j2"):
+                status = entry.stat()
+                yield entry.path, status.st_mtime_ns, status.st_size
 
 
 def _places(error: Exception) -> list[str]:

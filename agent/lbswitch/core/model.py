@@ -58,6 +58,13 @@ class ServerKey(NamedTuple):
     address: str
 
 
+class PoolKey(NamedTuple):
+    """The servers of one color of a service."""
+
+    service: str
+    color: Color
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a service's traffic goes: `weight` percent (0..100) to `live`, the rest to the other color."""
@@ -172,12 +179,80 @@ class Timings:
         return {name: round(getattr(self, name), 3) for name in ("gates", "render", "commit", "verify", "total")}
 
 
+class DrainState(StrEnum):
+    """How far the connections to a color that lost its traffic have come."""
+
+    DRAINING = "draining"
+    DRAINED = "drained"
+    UNKNOWN = "unknown"
+    SUPERSEDED = "superseded"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody counts any more."""
+        return self in (DrainState.DRAINED, DrainState.SUPERSEDED)
+
+
+class Remaining(NamedTuple):
+    """Connections that one worker has open to the servers of a color; `old` is a worker from before a reload.
+
+    `pid` is None where nobody can tell which worker.
+    """
+
+    pid: int | None
+    old: bool
+    open: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What an operation left on the color that it took all traffic from.
+
+    `open` is None before the first count and where nobody can know; `most` is the largest count so far, `closed` how
+    many connections were ended on purpose, and `drained_ms` counts from the end of the operation.
+    """
+
+    color: Color
+    open: int | None = None
+    workers: tuple[Remaining, ...] = ()
+    state: DrainState = DrainState.DRAINING
+    most: int = 0
+    closed: int = 0
+    drained_ms: float | None = None
+    note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The `drain` object of an Operation."""
+        return {
+            "color": str(self.color),
+            "open": self.open,
+            "workers": [worker._asdict() for worker in self.workers],
+            "state": str(self.state),
+            "most": self.most,
+            "closed": self.closed,
+            "drained_ms": self.drained_ms,
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote."""
+        return cls(
+            **{
+                **document,
+                "color": Color(document["color"]),
+                "workers": tuple(Remaining(**worker) for worker in document["workers"]),
+                "state": DrainState(document["state"]),
+            }
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One switch, rollback, failover, weight change or restore, as history and API show it.
 
     `weight` is the percentage `target` gets; times are seconds since the epoch (UTC); `snapshot` is the number of the
-    one that was taken before, if any was.
+    one that was taken before, if any was. `drain` is None unless a color lost all its traffic.
     """
 
     id: int
@@ -198,10 +273,18 @@ class Operation:
     notes: tuple[str, ...] = ()
     dry_run: bool = False
     snapshot: int | None = None
+    drain: Drain | None = None
+
+    @property
+    def leaves(self) -> Color | None:
+        """The color that has no traffic any more when this is done, but had some; None when there is none."""
+        return self.source if self.weight == 100 and self.source is not self.target else None
 
     def ended(self, state: OperationState, *, now: float, **changes: Any) -> Self:
-        """This operation, over."""
-        return replace(self, state=state, ended_at=now, **changes)
+        """This operation, over; from now on what it left behind drains."""
+        is_moved = state is OperationState.DONE and not self.dry_run
+        drain = Drain(self.leaves) if is_moved and self.leaves is not None else None
+        return replace(self, state=state, ended_at=now, drain=drain, **changes)
 
     def moving(self, before: Route, after: Route) -> Self:
         """This operation with `source`, `target` and `weight` as the traffic moves.
@@ -230,6 +313,7 @@ class Operation:
             "notes": list(self.notes),
             "dry_run": self.dry_run,
             "snapshot": self.snapshot,
+            "drain": None if self.drain is None else self.drain.to_json(),
             "timings_ms": self.timings.to_json(),
             "started_at": self.started_at,
             "ended_at": self.ended_at,

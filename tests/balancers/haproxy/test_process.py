@@ -107,7 +107,7 @@ def test_a_stop_lets_requests_in_flight_finish(shop):
     slow = threading.Thread(target=lambda: answers.append(shop.get("/slow?ms=700").status))
     slow.start()
     worker = shop.processes().current[0]
-    wait_until(lambda: shop.haproxy._runtime.requests(worker) == 1, "the request is in flight")
+    wait_until(lambda: shop.haproxy._runtime.requests(worker)["shop_blue"] == 1, "the request is in flight")
     shop.haproxy.stop()
     slow.join()
     assert answers == [200]
