@@ -163,6 +163,15 @@ class Balancer(Protocol):
     def reload(self) -> None:
         """Make the running balancer read what is installed. Raises: ReloadFailed."""
 
+    def prepare(self, intent: Intent) -> None:
+        """Do ahead what a `commit` of just this intent would do before anything moves; nothing is served otherwise yet.
+
+        Never needed: `commit` does what was not prepared. Raises: CommitFailed.
+        """
+
+    def forget(self) -> None:
+        """Drop what was prepared and not committed. Never raises."""
+
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Move the pointer (nginx) or the maps (HAProxy), on disk and in every running worker.
 

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lbswitch.core.model import (
     Color,
+    Drain,
+    DrainState,
     Gate,
     Kind,
     Operation,
     OperationState,
+    Remaining,
     Route,
     ServerKey,
     ServiceIntent,
@@ -186,7 +190,7 @@ def test_a_file_of_format_1_is_taken_over(path: Path) -> None:
 
 
 def test_a_takeover_that_is_killed_is_done_by_the_next(path: Path) -> None:
-    """SIGKILL at any moment leaves format 1 or format 2, never something between."""
+    """SIGKILL at any moment leaves one format or the next, never something between."""
     program = (
         "import os, signal, sqlite3, sys; sys.path.insert(0, '.');"
         "from pathlib import Path; from lbswitch.store.sqlite import SqliteStore;"
@@ -203,13 +207,77 @@ def test_a_takeover_that_is_killed_is_done_by_the_next(path: Path) -> None:
         f"SqliteStore(Path({str(path)!r}))"
     )
     root = Path(__file__).resolve().parents[2]
-    for step in range(1, 8):
+    for step in range(1, 13):
         path.unlink(missing_ok=True)
         write_v1(path)
         assert subprocess.run([sys.executable, "-c", program, str(step)], cwd=root, check=False).returncode == -9
         store = SqliteStore(path)
         assert (len(store.history(10)), store.snapshots(10)) == (3, [])
         store.close()
+
+
+V2 = Path(__file__).with_name("store_v2.sql")
+"""The same of format 2."""
+
+
+def test_a_file_of_format_2_is_taken_over(path: Path) -> None:
+    """All that is in it stays; nothing of it is waited for, and drains can be kept from now on."""
+    with sqlite3.connect(path) as database:
+        database.executescript(V2.read_text())
+    database.close()
+    store = SqliteStore(path)
+    assert [(each.id, each.state, each.snapshot, each.drain) for each in store.history(10)] == [
+        (3, "open", 2, None),
+        (2, "refused", None, None),
+        (1, "done", 1, None),
+    ]
+    assert len(store.unfinished()) == 1
+    assert [each.operations for each in store.snapshots(10)] == [(3,), (1,)]
+    assert (store.services(), store.frozen()) == ({"shop": AFTER_V2}, {"shop": "inventory"})
+    assert store.draining() == []
+    store.save_drains({1: Drain(Color.BLUE, 2, (Remaining(7, True, 2),), most=2)})
+    store.close()
+    again = SqliteStore(path)
+    assert [each.id for each in again.draining()] == [1]
+    again.close()
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (3,)
+    database.close()
+
+
+AFTER_V2 = ServiceIntent(Route(Color.GREEN), 2)
+
+
+def test_what_drains_is_found_until_it_is_over(store: SqliteStore) -> None:
+    """From the end of the operation on, in the same transaction, exactly as it was written."""
+    full = replace(DRAFT, weight=100)
+    after = {"shop": AFTER_V2}
+    (begun,) = store.begin([full], BEFORE, after)
+    assert store.draining() == []
+    done = begun.ended(OperationState.DONE, now=1001.0)
+    store.finish([done], after)
+    assert store.draining() == [done]
+    assert done.drain == Drain(Color.BLUE)
+    drain = Drain(Color.BLUE, 3, (Remaining(None, False, 1), Remaining(9, True, 2)), most=5, closed=2, note="why")
+    for state, found in ((DrainState.UNKNOWN, 1), (DrainState.DRAINED, 0), (DrainState.SUPERSEDED, 0)):
+        store.save_drains({done.id: replace(drain, state=state, drained_ms=1.5)})
+        assert store.operation(done.id) == replace(done, drain=replace(drain, state=state, drained_ms=1.5))
+        assert len(store.draining()) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({"weight": 10}, OperationState.DONE),
+        ({"weight": 100, "source": Color.GREEN}, OperationState.DONE),
+        ({"weight": 100, "dry_run": True}, OperationState.DONE),
+        ({"weight": 100}, OperationState.REVERTED),
+        ({"weight": 100}, OperationState.REFUSED),
+    ],
+)
+def test_only_a_color_that_lost_its_traffic_drains(changes: dict[str, Any], state: OperationState) -> None:
+    """Not where it keeps some, where nothing moved, or where it was put back."""
+    assert replace(DRAFT, **changes).ended(state, now=1.0).drain is None
 
 
 SNAPSHOT = Snapshot(0, 1000.0, "switch", "d" * 64, "e" * 64, '{"a":1}')

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from lbswitch.core import defaults
-from lbswitch.core.model import Color, ServerKey
+from lbswitch.core.model import Color, Kind, ServerKey
 from lbswitch.core.values import (
     ApiAddress,
     Argument,
@@ -115,7 +115,7 @@ class Control(StrEnum):
     DOCKER = "docker"
 
 
-_ONLY_MANAGED = ("user", "workers", "connections")
+_ONLY_MANAGED = ("user", "workers", "connections", "old_workers")
 _ONLY_GUEST = ("config", "output_dir", "control", "unit", "pid_file", "container", "container_paths", "master_socket")
 _OF_CONTROL = {
     "unit": Control.SYSTEMD,
@@ -150,6 +150,12 @@ class BalancerConfig(_Section):
         ge=64,
         le=1_000_000,
         description="Most connections at once: a worker's (nginx), the process's (HAProxy).",
+    )
+    old_workers: int = Field(
+        8,
+        ge=1,
+        le=1000,
+        description="Most workers from before reloads that may go on with their connections; the oldest are ended.",
     )
     config: tuple[FilePath, ...] | None = Field(
         None,
@@ -424,6 +430,29 @@ class VerifyConfig(_Section):
     )
 
 
+class Leftover(StrEnum):
+    """What becomes of connections to a color that lost its traffic."""
+
+    WAIT = "wait"
+    CLOSE = "close"
+
+
+class DrainConfig(_Section):
+    """What becomes of connections that are open to a color when it has lost its traffic.
+
+    `wait` lets them end by themselves; `close` ends them, `close_after` later and evenly over `close_over`.
+    """
+
+    forward: Leftover = Field(Leftover.WAIT, description="After a switch or a restore: wait or close.")
+    back: Leftover = Field(Leftover.WAIT, description="After a rollback or a failover: wait or close.")
+    close_after: DurationOrZero = Field(0.0, description="close: how long they are left alone at first.")
+    close_over: Duration = Field(10.0, description="close: the time over which they are spread.")
+
+    def leftover(self, kind: Kind) -> Leftover:
+        """What becomes of them after an operation of that kind."""
+        return self.back if kind.is_way_back else self.forward
+
+
 class Switching(StrEnum):
     """How a switch reaches the balancer."""
 
@@ -458,6 +487,7 @@ class ServiceConfig(_Section):
     weights: WeightsConfig | None = None
     timeouts: TimeoutsConfig = TimeoutsConfig()
     verify: VerifyConfig = VerifyConfig()
+    drain: DrainConfig = DrainConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lbswitch.core.model import (
     Color,
+    Drain,
     Gate,
     Kind,
     Operation,
@@ -56,7 +57,12 @@ CREATE TABLE snapshot (
 ALTER TABLE operation ADD COLUMN snapshot INTEGER;
 CREATE INDEX operation_by_snapshot ON operation (snapshot) WHERE snapshot IS NOT NULL;
 """
-_STEPS = (_SCHEMA, _SNAPSHOTS)
+_DRAINS = """
+ALTER TABLE operation ADD COLUMN drain TEXT;
+ALTER TABLE operation ADD COLUMN draining INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX operation_draining ON operation (id) WHERE draining = 1;
+"""
+_STEPS = (_SCHEMA, _SNAPSHOTS, _DRAINS)
 """What leads from each format to the next; the format of a file is how many of them it has seen."""
 
 
@@ -246,6 +252,17 @@ class SqliteStore:
         rows = self._rows(query, service)
         return _operation(rows[0]) if rows else None
 
+    def draining(self) -> list[Operation]:
+        """Those whose connections were not all gone when somebody looked last, oldest first."""
+        rows = self._rows(f"SELECT {_NAMES} FROM operation WHERE draining = 1 ORDER BY id")  # noqa: S608
+        return [_operation(row) for row in rows]
+
+    def save_drains(self, drains: Mapping[int, Drain]) -> None:
+        """Write how far the drains of these operations are."""
+        with self._transaction() as database:
+            rows = [(*_drain_columns(drain).values(), identity) for identity, drain in drains.items()]
+            database.executemany("UPDATE operation SET drain = ?, draining = ? WHERE id = ?", rows)
+
     def add_snapshot(self, snapshot: Snapshot) -> int:
         """Keep one that no operation asked for."""
         with self._transaction() as database:
@@ -386,18 +403,26 @@ def _columns(operation: Operation) -> dict[str, object]:
         "started_at": operation.started_at,
         "ended_at": operation.ended_at,
         "snapshot": operation.snapshot,
+        **_drain_columns(operation.drain),
+    }
+
+
+def _drain_columns(drain: Drain | None) -> dict[str, object]:
+    return {
+        "drain": None if drain is None else json.dumps(drain.to_json()),
+        "draining": int(drain is not None and not drain.state.is_over),
     }
 
 
 _NAMES = (
     "id, kind, service, source, target, weight, state, generation, reason, actor, gate, error, notes, timings, "
-    "started_at, ended_at, snapshot"
+    "started_at, ended_at, snapshot, drain"
 )
 
 
 def _operation(row: tuple[Any, ...]) -> Operation:
     (identity, kind, service, source, target, weight, state, generation, reason, actor, gate, error, notes, timings,
-     started_at, ended_at, snapshot) = row  # fmt: skip
+     started_at, ended_at, snapshot, drain) = row  # fmt: skip
     return Operation(
         id=identity,
         kind=Kind(kind),
@@ -416,6 +441,7 @@ def _operation(row: tuple[Any, ...]) -> Operation:
         started_at=started_at,
         ended_at=ended_at,
         snapshot=snapshot,
+        drain=None if drain is None else Drain.from_json(json.loads(drain)),
     )
 
 
