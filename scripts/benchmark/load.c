@@ -668,7 +668,7 @@ static int read_fields(struct conn *c, const char *line, const char *end) {
     } else if (is_field(line, line_len, "X-Color", &value, &size)) {
       c->color = color_of(value, size);
     } else if (is_field(line, line_len, "Sec-WebSocket-Accept", &value, &size)) {
-      is_accepted = is_text(value, size, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");  /* RFC 6455, 1.3 */
+      is_accepted = size == 28 && !memcmp(value, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", size);  /* RFC 6455, 1.3 */
     }
     line += line_len + 2;
   }
@@ -696,17 +696,17 @@ static int read_head(struct conn *c, const char *head, size_t length) {
   return read_fields(c, line ? line + 2 : head + length, head + length);
 }
 
-/* Takes bytes of the head; gives how many, or -1 when it is none. */
+/* Takes bytes of the head; gives how many, or minus the kind of failure minus 1. */
 static ssize_t feed_head(struct conn *c, const char *data, size_t length) {
   size_t before = c->head_len, taken = length < HEAD_MAX - before ? length : HEAD_MAX - before;
   memcpy(c->head + before, data, taken);
   size_t from = before < 3 ? 0 : before - 3;
   char *end = memmem(c->head + from, before + taken - from, "\r\n\r\n", 4);
   c->head_len = before + taken;
-  if (!end) return c->head_len == HEAD_MAX ? -1 : (ssize_t)taken;
+  if (!end) return c->head_len == HEAD_MAX ? -1 - GARBLED : (ssize_t)taken;
   size_t head_len = (size_t)(end - c->head);
   c->head_len = 0;
-  return read_head(c, c->head, head_len) ? (ssize_t)(head_len + 4 - before) : -1;
+  return read_head(c, c->head, head_len) ? (ssize_t)(head_len + 4 - before) : -1 - GARBLED;
 }
 
 static int hex(char digit) {
@@ -741,7 +741,7 @@ static int feed_chunk_frame(struct conn *c, char byte) {
   }
 }
 
-/* Takes bytes of the body; gives how many, or minus the kind of failure minus 1. */
+/* The same for the body. */
 static ssize_t feed_body(struct conn *c, const char *data, size_t length) {
   if (c->reading != LENGTH && c->reading != CHUNK_DATA && c->reading != UNTIL_END) return feed_chunk_frame(c, *data) ? 1 : -1 - GARBLED;
   size_t taken = c->reading != UNTIL_END && (int64_t)length > c->left ? (size_t)c->left : length;
@@ -761,7 +761,7 @@ static void feed(struct conn *c, const char *data, size_t length) {
     }
     ssize_t taken = c->reading == HEAD ? feed_head(c, data, length) : feed_body(c, data, length);
     if (taken < 0) {
-      lose(c, c->reading == HEAD ? GARBLED : (int)(-1 - taken));
+      lose(c, (int)(-1 - taken));
       return;
     }
     data += taken;

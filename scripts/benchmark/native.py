@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +27,7 @@ from tests.support.ports import free_port
 __all__ = ["Counts", "Failure", "NativeLoad", "Origin", "Phase", "Report", "Spread", "build"]
 
 _SOURCES = Path(__file__).resolve().parent
+_CACHE = _SOURCES.parents[1] / "build" / "native"
 _PROGRAMS = ("load", "origin")
 _FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
 _STOP_S = 30.0
@@ -105,13 +105,12 @@ class Report(TypedDict):
 def build(directory: Path | None = None) -> Path:
     """Compile what is not compiled yet; gives the directory of the programs `load` and `origin`.
 
-    `directory` is a cache; by default `lbswitch/native` in the user's. Raises: RuntimeError.
+    `directory` is a cache, by default `build/native` in the repository. Raises: RuntimeError.
     """
-    cache = directory or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbswitch" / "native"
     digest = hashlib.sha256(" ".join(_FLAGS).encode())
     for program in _PROGRAMS:
         digest.update((_SOURCES / f"{program}.c").read_bytes())
-    built = cache / digest.hexdigest()[:16]
+    built = (directory or _CACHE) / digest.hexdigest()[:16]
     for program in _PROGRAMS:
         if not (built / program).exists():
             _compile(program, built)
