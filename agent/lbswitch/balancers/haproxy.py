@@ -19,7 +19,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lbswitch.balancers import clients, listener, pools, stopmark, tls_files
+from lbswitch.balancers import clients, listener, stopmark, tls_files
+from lbswitch.balancers.haproxy_balancer import HAProxyBalancer
 from lbswitch.balancers.haproxy_binds import LONGEST_SOCKET_PATH, too_long
 from lbswitch.balancers.haproxy_draining import HAProxyDraining
 from lbswitch.balancers.haproxy_drift import HAProxyDrift
@@ -33,16 +34,16 @@ from lbswitch.balancers.haproxy_servers import Servers
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.stopmark import StopMark
 from lbswitch.core.config import Config, Mode
-from lbswitch.core.model import Intent, Observation, ServerKey
+from lbswitch.core.model import Intent, Observation
 from lbswitch.core.names import pool_name
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import CheckFailed, StartFailed
-from lbswitch.ports import Difference, Rendered, RenderedFile
+from lbswitch.ports import Rendered, RenderedFile
 
 _FILES_BESIDE_CONNECTIONS = 200
 
 
-class HAProxy:
+class HAProxy(HAProxyBalancer):
     """A HAProxy of our own on this host; implements `lbswitch.ports.Balancer`."""
 
     def __init__(self, config: Config) -> None:
@@ -55,14 +56,15 @@ class HAProxy:
         self._runtime = Runtime(directory / "master.sock")
         self._files = MapFiles(directory)
         self._rendering = Rendering(config, directory, self._files)
-        self._rendered = RenderedDirectory(directory)
-        self._process = Process(self._program, directory, self._rendered.current, self._runtime)
+        rendered = RenderedDirectory(directory)
+        self._process = Process(self._program, directory, rendered.current, self._runtime)
         servers = Servers(config, self._runtime)
-        self._live = LiveMaps(self._files, self._runtime, servers, self.is_running)
-        self._drift = HAProxyDrift(
-            self._files, self._rendered, self._runtime, self._live, servers, self.observe, self.render, config.services
+        live = LiveMaps(self._files, self._runtime, servers, self.is_running)
+        drift = HAProxyDrift(
+            self._files, rendered, self._runtime, live, servers, self.observe, self.render, config.services
         )
-        self._draining = HAProxyDraining(self._runtime, pool_name, self.is_running, is_ours=True)
+        draining = HAProxyDraining(self._runtime, pool_name, self.is_running, is_ours=True)
+        super().__init__(rendered, live, drift, draining)
         self._state_socket = Endpoint(path=str(directory / "state.sock"))
         self._stopped = StopMark(directory)
 
@@ -115,33 +117,9 @@ class HAProxy:
                 "system's 107 less its temporary suffix): choose a shorter agent.state_dir or bind"
             )
 
-    def installed(self) -> str | None:
-        """The revision that is on disk now."""
-        return self._rendered.installed()
-
-    def intended_revision(self) -> str | None:
-        """The revision that was last installed, or found first."""
-        return self._rendered.intended
-
-    def read(self, revision: str) -> Rendered:
-        """An installed or previously installed configuration. Raises: StateError."""
-        return self._rendered.read(revision)
-
-    def install(self, rendered: Rendered) -> None:
-        """Put it on disk, all files at once. Raises: StateError."""
-        self._rendered.install(rendered)
-
-    def reinstall(self, revision: str) -> None:
-        """Put back what was installed before. Raises: StateError."""
-        self._rendered.reinstall(revision)
-
     def why_not_weighted(self, service: str) -> str | None:  # noqa: ARG002 - of the port
         """Every service of ours can be."""
         return None
-
-    def pools(self, rendered: Rendered) -> Mapping[str, int]:
-        """Servers of each `backend`."""
-        return pools.haproxy(rendered)
 
     def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
         """Open connections at the services' listeners."""
@@ -154,14 +132,6 @@ class HAProxy:
 
     # -- what is served --------------------------------------------------------------------------------------
 
-    def commit(self, intent: Intent, changed: Collection[str]) -> None:
-        """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed."""
-        self._live.commit(intent, changed)
-
-    def committed(self) -> Intent | None:
-        """Routes and generations of the maps on disk, or None. Raises: StateError."""
-        return self._live.committed()
-
     def observe(self, service: str) -> Observation:
         """Ask the service's own listener; a `mode: tcp` one is asked for a connection alone. Raises: NotSeen."""
         endpoint, settings = self._binds[service], self._config.services[service]
@@ -169,32 +139,6 @@ class HAProxy:
             return listener.observe(service, endpoint, tls=settings.tls is not None)
         listener.accepts(service, endpoint)
         return listener.observe(service, self._state_socket, path=f"{listener.STATE_PATH}/{service}")
-
-    def routes(self) -> Mapping[int, Intent]:
-        """What the maps of each worker serve."""
-        return self._drift.routes()
-
-    def differences(self, intent: Intent) -> list[Difference]:
-        """In maps, servers and listeners of every worker, on disk, and in what runs. Never raises."""
-        return self._drift.differences(intent)
-
-    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
-        """Maps and servers first, then the files; a reload if others run. Raises: CommitFailed, StateError, ..."""
-        self._drift.repair(intent, rendered, self.reload)
-
-    def eject(self, ejected: frozenset[ServerKey]) -> bool:
-        """Leave exactly these servers out in every worker, now and after the next reload. Raises: CommitFailed."""
-        self._live.eject(ejected)
-        return True
-
-    def remind(self) -> None:
-        """Tell new workers which servers are left out."""
-        self._live.remind()
-
-    @property
-    def draining(self) -> HAProxyDraining:
-        """Requests that the workers carry to the servers, by the Runtime API."""
-        return self._draining
 
     # -- the process -----------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lbswitch.balancers import clients, control, listener, pools
+from lbswitch.balancers.haproxy_balancer import HAProxyBalancer
 from lbswitch.balancers.haproxy_binds import LONGEST_SOCKET_PATH, too_long
 from lbswitch.balancers.haproxy_draining import HAProxyDraining
 from lbswitch.balancers.haproxy_drift import HAProxyDrift
@@ -33,7 +34,7 @@ from lbswitch.balancers.neighbors import Neighbors
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.core.config import Config, Mode
 from lbswitch.core.config import Control as Kind
-from lbswitch.core.model import Intent, Observation, ServerKey
+from lbswitch.core.model import Intent, Observation
 from lbswitch.core.names import guest_pool_name
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import BalancerError, CheckFailed, CommitFailed, LbswitchError, ReloadFailed, StartFailed
@@ -44,7 +45,7 @@ _HINT = (
 )
 
 
-class HAProxyGuest:
+class HAProxyGuest(HAProxyBalancer):
     """Implements `lbswitch.ports.Balancer` for a HAProxy whose owner lets lbswitch choose between two backends."""
 
     def __init__(self, config: Config) -> None:
@@ -57,22 +58,16 @@ class HAProxyGuest:
         self._seen: dict[Path, Path] = {}
         self._runtime = Runtime(Path(balancer.master_socket or "/"), is_alive=_nobody_knows if in_container else None)
         self._files = MapFiles(directory, self._as_seen)
-        self._rendered = RenderedDirectory(directory)
+        rendered = RenderedDirectory(directory)
         self._state_socket = directory / "state.sock"
         self._rendering = GuestRendering(config, self._files, self._state_socket, Neighbors(self._control).addresses)
         servers = Servers(config, self._runtime, guest_pool_name, _is_ours)
-        self._live = LiveMaps(self._files, self._runtime, servers, self.is_running)
-        self._drift = HAProxyDrift(
-            self._files,
-            self._rendered,
-            self._runtime,
-            self._live,
-            servers,
-            self.observe,
-            self.render,
-            self._frontends(),
+        live = LiveMaps(self._files, self._runtime, servers, self.is_running)
+        drift = HAProxyDrift(
+            self._files, rendered, self._runtime, live, servers, self.observe, self.render, self._frontends()
         )
-        self._draining = HAProxyDraining(self._runtime, guest_pool_name, self.is_running, is_ours=False)
+        draining = HAProxyDraining(self._runtime, guest_pool_name, self.is_running, is_ours=False)
+        super().__init__(rendered, live, drift, draining)
         self._owner = Owner(self._control, balancer, self._rendered.current / FILE)
         self._whole = Whole(self._control, balancer, self._owner, self._files)
         self._master = MasterSocket(self._runtime, self._control)
@@ -129,30 +124,6 @@ class HAProxyGuest:
         gone = pools.haproxy(self.read(installed)).keys() - pools.haproxy(rendered).keys()
         return {name.removeprefix("lbswitch_").removesuffix("_blue") for name in gone if name.endswith("_blue")}
 
-    def installed(self) -> str | None:
-        """The revision that is on disk now."""
-        return self._rendered.installed()
-
-    def intended_revision(self) -> str | None:
-        """The revision that was last installed, or found first."""
-        return self._rendered.intended
-
-    def read(self, revision: str) -> Rendered:
-        """An installed or previously installed configuration. Raises: StateError."""
-        return self._rendered.read(revision)
-
-    def install(self, rendered: Rendered) -> None:
-        """Put it on disk. Raises: StateError."""
-        self._rendered.install(rendered)
-
-    def reinstall(self, revision: str) -> None:
-        """Put back what was installed before. Raises: StateError."""
-        self._rendered.reinstall(revision)
-
-    def pools(self, rendered: Rendered) -> Mapping[str, int]:
-        """Servers of each of our backends."""
-        return pools.haproxy(rendered)
-
     def watched(self) -> frozenset[Path]:
         """Templates, and where maps and rendered files lie."""
         return frozenset([*self._rendering.template_directories, self._files.directory])
@@ -162,13 +133,9 @@ class HAProxyGuest:
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed, CheckFailed."""
         try:
-            self._live.commit(intent, changed)
+            super().commit(intent, changed)
         except CommitFailed as error:
             raise CommitFailed(f"{error}{self._master.mend()}") from error
-
-    def committed(self) -> Intent | None:
-        """Routes and generations of the maps on disk, or None. Raises: StateError."""
-        return self._live.committed()
 
     def observe(self, service: str) -> Observation:
         """Ask the owner's listener; a `mode: tcp` one is asked for a connection alone. Raises: NotSeen."""
@@ -190,40 +157,18 @@ class HAProxyGuest:
         """What the owner's frontend needs. Raises: CheckFailed."""
         return lines(self._config, service, self._as_seen)
 
-    def routes(self) -> Mapping[int, Intent]:
-        """What the maps of each worker serve."""
-        return self._drift.routes()
-
     def differences(self, intent: Intent) -> list[Difference]:
         """In maps and servers of every worker, on disk, and in what runs. Never raises."""
         try:
-            return self._drift.differences(intent)
+            return super().differences(intent)
         except BalancerError:  # the container can't be asked where it has the maps
             return []
-
-    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
-        """Maps and servers first, then the file; a reload if another runs. Raises: CommitFailed, StateError, ..."""
-        self._drift.repair(intent, rendered, self.reload)
-
-    def eject(self, ejected: frozenset[ServerKey]) -> bool:
-        """Leave exactly these servers out in every worker, now and after the next reload. Raises: CommitFailed."""
-        self._live.eject(ejected)
-        return True
-
-    def remind(self) -> None:
-        """Tell new workers which servers are left out."""
-        self._live.remind()
 
     def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
         """Open connections at the owner's listeners, whatever they are for; a container's are not counted from here."""
         if self._control.kind is Kind.DOCKER:
             return dict.fromkeys(services)
         return clients.connections({name: parse_endpoint(self._config.services[name].bind) for name in services})
-
-    @property
-    def draining(self) -> HAProxyDraining:
-        """Requests that the workers carry to the servers, by the Runtime API."""
-        return self._draining
 
     # -- the process -----------------------------------------------------------------------------------------
 

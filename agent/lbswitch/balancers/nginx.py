@@ -14,7 +14,8 @@ from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 
 from lbswitch import procs
-from lbswitch.balancers import clients, listener, nginx_user, nginx_view, pools, stopmark, tls_files
+from lbswitch.balancers import clients, listener, nginx_user, nginx_view, stopmark, tls_files
+from lbswitch.balancers.nginx_balancer import NginxBalancer
 from lbswitch.balancers.nginx_binary import Binary, Program
 from lbswitch.balancers.nginx_draining import NginxDraining
 from lbswitch.balancers.nginx_drift import NginxDrift
@@ -24,10 +25,10 @@ from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.running import children
 from lbswitch.balancers.templating import Templates
 from lbswitch.core.config import Config
-from lbswitch.core.model import Intent, Observation, ServerKey
+from lbswitch.core.model import Intent, Observation
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import BalancerTooOld, CheckFailed, StartFailed, StateError
-from lbswitch.ports import Difference, Rendered, RenderedFile
+from lbswitch.ports import Rendered, RenderedFile
 
 _FILE = "nginx.conf"
 _CHECK_S = 60.0  # a thousand services with host names to resolve
@@ -35,7 +36,7 @@ _MAY_NOT_BIND = re.compile(r"\bbind\(\) to .* failed \(13: ")  # EACCES
 _LINE = re.compile(rf"{re.escape(_FILE)}:(\d+)")
 
 
-class Nginx:
+class Nginx(NginxBalancer):
     """An nginx of our own below the state directory. Satisfies `lbswitch.ports.Balancer`."""
 
     def __init__(self, config: Config) -> None:
@@ -46,12 +47,12 @@ class Nginx:
         self._binary = Binary(config.balancer.binary)
         override = config.balancer.templates
         self._templates = Templates("nginx", None if override is None else Path(override))
-        self._rendered = RenderedDirectory(self._prefix)
-        self._pointer = Pointer(self._state_dir)
         self._process = NginxProcess(self._prefix)
-        self._drift = NginxDrift(self._pointer, self._rendered, self.observe, self._workers, self.render)
-        self._draining = NginxDraining(config, self._process.pid, is_ours=True, is_inside=False)
         self._cache: tuple[Hashable, Rendered] | None = None
+        rendered, pointer = RenderedDirectory(self._prefix), Pointer(self._state_dir)
+        drift = NginxDrift(pointer, rendered, self.observe, self._workers, self.render)
+        draining = NginxDraining(config, self._process.pid, is_ours=True, is_inside=False)
+        super().__init__(rendered, pointer, drift, draining)
 
     # -- the program -------------------------------------------------------------------------------------------
 
@@ -134,18 +135,6 @@ class Nginx:
         existing = next(path for path in (self._state_dir, *self._state_dir.parents) if os.access(path, os.F_OK))
         return is_about_rights and not os.access(existing, os.W_OK)
 
-    def installed(self) -> str | None:
-        """The revision that is on disk now."""
-        return self._rendered.installed()
-
-    def intended_revision(self) -> str | None:
-        """The revision that was last installed, or found first."""
-        return self._rendered.intended
-
-    def read(self, revision: str) -> Rendered:
-        """A kept revision. Raises: StateError."""
-        return self._rendered.read(revision)
-
     def install(self, rendered: Rendered) -> None:
         """Put it on disk, durably. Raises: StateError."""
         try:
@@ -155,19 +144,7 @@ class Nginx:
             raise StateError(f"{error.filename}: {error.strerror}; the installed configuration is unchanged") from error
         self._rendered.install(rendered)
 
-    def reinstall(self, revision: str) -> None:
-        """Put a kept revision back. Raises: StateError."""
-        self._rendered.reinstall(revision)
-
     # -- what is served ----------------------------------------------------------------------------------------
-
-    def why_not_weighted(self, service: str) -> str | None:  # noqa: ARG002 - of the port
-        """Every service of ours can be."""
-        return None
-
-    def pools(self, rendered: Rendered) -> Mapping[str, int]:
-        """Servers of each `upstream`."""
-        return pools.nginx(rendered)
 
     def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
         """Open connections at the services' listeners."""
@@ -178,44 +155,12 @@ class Nginx:
         ours = [self._state_dir, self._prefix, self._rendered.current, *self._pointer.watched(self._config.services)]
         return frozenset([*self._templates.directories, *tls_files.paths(self._config), *ours])
 
-    def commit(self, intent: Intent, changed: Collection[str]) -> None:
-        """Move the pointer; every worker sees it with its next request. Raises: CommitFailed."""
-        self._pointer.commit(intent, changed)
-
-    def committed(self) -> Intent | None:
-        """What the pointer on disk says."""
-        return self._pointer.committed()
-
     def observe(self, service: str) -> Observation:
         """Ask the service's own listener. Raises: NotSeen."""
         settings = self._config.services[service]
         return listener.observe(service, parse_endpoint(settings.bind), tls=settings.tls is not None)
 
-    def routes(self) -> Mapping[int, Intent]:
-        """None: every worker reads the pointer."""
-        return {}
-
-    def differences(self, intent: Intent) -> list[Difference]:
-        """In the pointer, the rendered files and what the workers run. Never raises."""
-        return self._drift.differences(intent)
-
-    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
-        """The pointer first, then the files; a reload if others run. Raises: CommitFailed, StateError, ReloadFailed."""
-        self._drift.repair(intent, rendered, self.reload)
-
-    def eject(self, ejected: frozenset[ServerKey]) -> bool:  # noqa: ARG002 - the port's signature
-        """Not without a reload: nginx reads its pools from the configuration."""
-        return False
-
-    @property
-    def draining(self) -> NginxDraining:
-        """Connections that the workers have to the servers, by what the kernel knows."""
-        return self._draining
-
     # -- the process -------------------------------------------------------------------------------------------
-
-    def remind(self) -> None:
-        """Workers read the disk and keep nothing else."""
 
     def is_running(self) -> bool:
         """Whether our master process is alive."""

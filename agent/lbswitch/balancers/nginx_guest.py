@@ -12,8 +12,9 @@ import time
 from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 
-from lbswitch.balancers import clients, control, listener, nginx_guest_master, nginx_user, nginx_view, pools
+from lbswitch.balancers import clients, control, listener, nginx_guest_master, nginx_user, nginx_view
 from lbswitch.balancers.neighbors import Neighbors
+from lbswitch.balancers.nginx_balancer import NginxBalancer
 from lbswitch.balancers.nginx_binary import Program
 from lbswitch.balancers.nginx_draining import NginxDraining
 from lbswitch.balancers.nginx_drift import NginxDrift
@@ -27,10 +28,10 @@ from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.templating import Templates
 from lbswitch.core.config import Config
 from lbswitch.core.config import Control as Kind
-from lbswitch.core.model import Intent, Observation, ServerKey
+from lbswitch.core.model import Intent, Observation
 from lbswitch.core.values import parse_endpoint
 from lbswitch.errors import BalancerError, CheckFailed, StartFailed, StateError
-from lbswitch.ports import Difference, Rendered, RenderedFile
+from lbswitch.ports import Rendered, RenderedFile
 
 _LOOK_AGAIN_S = {Kind.SIGNAL: 5.0, Kind.SYSTEMD: 5.0, Kind.DOCKER: 60.0}  # an engine is asked once for each file
 _HINT = (
@@ -39,7 +40,7 @@ _HINT = (
 )
 
 
-class NginxGuest:
+class NginxGuest(NginxBalancer):
     """Files of ours in an nginx of somebody else. Satisfies `lbswitch.ports.Balancer`."""
 
     def __init__(self, config: Config) -> None:
@@ -51,18 +52,18 @@ class NginxGuest:
         self._output = Path(str(balancer.output_dir))
         override = balancer.templates
         self._templates = Templates("nginx", None if override is None else Path(override))
-        self._rendered = RenderedDirectory(self._output)
-        self._pointer = Pointer(self._state_dir)
         self._control = control.make(balancer)
         self._master = Master(self._control)
         self._program = GuestProgram(balancer.binary, self._control, self._master)
         self._neighbors = Neighbors(self._control)
-        self._drift = NginxDrift(self._pointer, self._rendered, self.observe, self._master.workers, self.render)
-        inside = self._control.kind is Kind.DOCKER
-        self._draining = NginxDraining(config, self._master.pid, is_ours=False, is_inside=inside)
         self._cache: tuple[Hashable, Rendered] | None = None
         self._paths: tuple[Hashable, Path, Path] | None = None
         self._last_look: tuple[float, Owner] | None = None
+        rendered, pointer = RenderedDirectory(self._output), Pointer(self._state_dir)
+        drift = NginxDrift(pointer, rendered, self.observe, self._master.workers, self.render)
+        is_inside = self._control.kind is Kind.DOCKER
+        draining = NginxDraining(config, self._master.pid, is_ours=False, is_inside=is_inside)
+        super().__init__(rendered, pointer, drift, draining)
 
     # -- the program -------------------------------------------------------------------------------------------
 
@@ -142,18 +143,6 @@ class NginxGuest:
         shadow = Shadow(self._main, GuestFiles(self._control, self._output, rendered), rendered)
         Checker(self._control, self._program.program(), self._master.options(), self._output).check(shadow, rendered)
 
-    def installed(self) -> str | None:
-        """The revision that is on disk now."""
-        return self._rendered.installed()
-
-    def intended_revision(self) -> str | None:
-        """The revision that was last installed, or found first."""
-        return self._rendered.intended
-
-    def read(self, revision: str) -> Rendered:
-        """A kept revision. Raises: StateError."""
-        return self._rendered.read(revision)
-
     def install(self, rendered: Rendered) -> None:
         """Put it on disk, durably. Raises: StateError."""
         try:
@@ -166,19 +155,7 @@ class NginxGuest:
             ) from error
         self._rendered.install(rendered)
 
-    def reinstall(self, revision: str) -> None:
-        """Put a kept revision back. Raises: StateError."""
-        self._rendered.reinstall(revision)
-
     # -- what is served ----------------------------------------------------------------------------------------
-
-    def why_not_weighted(self, service: str) -> str | None:  # noqa: ARG002 - of the port
-        """Every service can be: what draws is ours."""
-        return None
-
-    def pools(self, rendered: Rendered) -> Mapping[str, int]:
-        """Servers of each `upstream`."""
-        return pools.nginx(rendered)
 
     def connections(self, services: Collection[str]) -> Mapping[str, int | None]:
         """Open connections at listeners that services may share with others; a container's are not known."""
@@ -196,14 +173,6 @@ class NginxGuest:
         except CheckFailed:
             return ours | {Path(self._main)}
 
-    def commit(self, intent: Intent, changed: Collection[str]) -> None:
-        """Move the pointer; every worker sees it with its next request. Raises: CommitFailed."""
-        self._pointer.commit(intent, changed)
-
-    def committed(self) -> Intent | None:
-        """What the pointer on disk says."""
-        return self._pointer.committed()
-
     def observe(self, service: str) -> Observation:
         """Ask the owner's listener for this service. Raises: NotSeen."""
         settings = self._config.services[service]
@@ -216,31 +185,7 @@ class NginxGuest:
             hint=_HINT.format(file=server_file(service)),
         )
 
-    def routes(self) -> Mapping[int, Intent]:
-        """None: every worker reads the pointer."""
-        return {}
-
-    def differences(self, intent: Intent) -> list[Difference]:
-        """In the pointer, the rendered files and what the workers run. Never raises."""
-        return self._drift.differences(intent)
-
-    def repair(self, intent: Intent, rendered: Rendered | None) -> None:
-        """The pointer first, then the files; a reload if others run. Raises: CommitFailed, StateError, ReloadFailed."""
-        self._drift.repair(intent, rendered, self.reload)
-
-    def eject(self, ejected: frozenset[ServerKey]) -> bool:  # noqa: ARG002 - the port's signature
-        """Not without a reload: nginx reads its pools from the configuration."""
-        return False
-
-    @property
-    def draining(self) -> NginxDraining:
-        """Connections that the workers have to the servers, by what the kernel knows."""
-        return self._draining
-
     # -- the process -------------------------------------------------------------------------------------------
-
-    def remind(self) -> None:
-        """Workers read the disk and keep nothing else."""
 
     def is_running(self) -> bool:
         """Whether the owner's master is alive."""
