@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from lbswitch.core.model import Color, Gate, Kind, Operation, OperationState, Route, ServiceIntent
+from lbswitch.core.model import Color, Gate, Intent, Kind, Operation, OperationState, Route, ServiceIntent
 from lbswitch.errors import BalancerError, Busy, Conflict, LbswitchError, Refused, StateError, UnknownService
 from lbswitch.events import Events
 from lbswitch.gates import Gates
@@ -24,7 +25,7 @@ from lbswitch.snapshots import Snapshots
 from lbswitch.stopwatch import Stopwatch
 
 STEPS = (
-    "gates", "render", "check", "intent", "prepare", "install", "reload", "commit", "verify", "done", "revert",
+    "gates", "render", "check", "stage", "intent", "prepare", "install", "reload", "commit", "verify", "done", "revert",
 )  # fmt: skip
 
 
@@ -84,6 +85,7 @@ class Switcher:
         self._holders: dict[str, Request] = {}
         self._holders_lock = threading.Lock()
         self._ended_at = float("-inf")
+        self._ahead = ThreadPoolExecutor(1, "stage")
 
     def holder(self, service: str) -> Request | None:
         """The request that holds this service now."""
@@ -286,9 +288,11 @@ class Switcher:
                 after = self._after(moves)
                 files = self._files(after, moves, request)
                 watch.lap("render")
-                self._begin(moves, after, request)
+                intent = self._serving.intent.with_services(after)
+                with self._staged(intent, files):
+                    self._begin(moves, after, request)
                 undo = self._serving.undo_for(after, files)
-                self._serving.move(self._serving.intent.with_services(after), files)
+                self._serving.move(intent, files)
                 watch.lap("commit")
                 if files is not None:
                     self._serving.verify(after, reloaded=True)
@@ -310,6 +314,25 @@ class Switcher:
             if before is None or move.service not in self._serving.config.services:
                 raise StateError(f"{move.service} was taken out of the configuration meanwhile")
             move.before = before
+
+    @contextmanager
+    def _staged(self, intent: Intent, files: Rendered | None) -> Iterator[None]:
+        """Meanwhile the balancer does in another thread what it can do ahead: INTENT and that both wait for the disk.
+
+        Raises: CommitFailed at the end, and what was raised meanwhile; then nothing is prepared.
+        """
+        if files is not None:
+            yield
+            return
+        self._step("stage")
+        ahead = self._ahead.submit(self._serving.balancer.prepare, intent)
+        try:
+            yield
+            ahead.result()
+        except BaseException:
+            wait([ahead])
+            self._serving.balancer.forget()
+            raise
 
     def _begin(self, moves: list[_Move], after: Mapping[str, ServiceIntent], request: Request) -> None:
         """INTENT is on disk before anything moves, and with it the snapshot.

@@ -81,7 +81,9 @@ class FakeBalancer:
         self.running = True
         self.template = "one"
         self.refuse: str | None = None
+        self.break_prepare: list[str] = []
         self.break_commit: list[str] = []
+        self.prepared: Intent | None = None
         self.deaf = False
         self.no_weights: str | None = None
         self.commits: list[Intent] = []
@@ -128,6 +130,14 @@ class FakeBalancer:
 
     def reload(self) -> None:
         self.reloads += 1
+
+    def prepare(self, intent: Intent) -> None:
+        if self.break_prepare:
+            raise CommitFailed(self.break_prepare.pop(0))
+        self.prepared = intent
+
+    def forget(self) -> None:
+        self.prepared = None
 
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         if self.break_commit:

@@ -4,11 +4,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from lbswitch.core.model import Color, Intent, Kind, Observation, OperationState, Route, ServiceIntent
-from lbswitch.errors import Busy, Conflict, NotSeen, Refused, UnknownService
+from lbswitch.errors import Busy, Conflict, NotSeen, Refused, StateError, UnknownService
 from lbswitch.events import Events
 from lbswitch.serving import Serving
 from lbswitch.store.sqlite import SqliteStore
@@ -64,7 +65,7 @@ def test_a_switch_is_done_when_it_was_seen(desk: Desk) -> None:
     intended, stored, served = desk.facts()
     assert intended == stored == served
     assert desk.store.operation(operation.id).to_json() == operation.to_json()
-    assert desk.steps == ["gates", "render", "intent", "commit", "verify", "done"]
+    assert desk.steps == ["gates", "render", "stage", "intent", "commit", "verify", "done"]
 
 
 def test_the_same_again_is_already(desk: Desk) -> None:
@@ -323,6 +324,34 @@ class Killed(BaseException):
     """The process is gone: nothing after this runs."""
 
 
+class Full(SqliteStore):
+    """There is no room for INTENT."""
+
+    def begin(self, *_: object, **__: object) -> NoReturn:
+        raise StateError("disk full")
+
+
+def test_what_was_staged_is_dropped_when_intent_can_not_be_written(desk: Desk, tmp_path: Path) -> None:
+    """A full disk leaves nothing prepared that a later commit could pick up."""
+    store = Full(tmp_path / "full.db")
+    switcher = Switcher(desk.serving, store, desk.health, desk.events)
+    (operation,) = switcher.run(Request(Kind.SWITCH, ("shop",), to=GREEN))
+    store.close()
+    assert operation.state is OperationState.REVERTED
+    assert desk.balancer.prepared is None
+    assert desk.balancer.on_disk.services["shop"].route == Route(BLUE)
+
+
+def test_a_move_that_can_not_be_staged_is_not_made(desk: Desk) -> None:
+    """INTENT was written by then, so the journal says how it ended."""
+    desk.balancer.break_prepare.append("no room")
+    operation = desk.one(GREEN)
+    assert (operation.state, operation.id > 0) == (OperationState.REVERTED, True)
+    assert "no room" in operation.error
+    assert not desk.store.unfinished()
+    assert desk.one(GREEN).state is OperationState.DONE
+
+
 @pytest.mark.parametrize("sick", [False, True], ids=["green healthy", "green sick"])
 @pytest.mark.parametrize("step", [step for step in STEPS if step != "revert"])
 def test_recovery_after_dying_at_any_step(desk: Desk, step: str, sick: bool) -> None:
@@ -336,8 +365,8 @@ def test_recovery_after_dying_at_any_step(desk: Desk, step: str, sick: bool) -> 
     serving.intent = desk.serving.intent
     with pytest.raises(Killed):
         Switcher(serving, desk.store, desk.health, desk.events, on_step=die).run(
-            Request(Kind.SWITCH, ("shop",), to=GREEN, weight=10, actor="test")
-        )
+            Request(Kind.SWITCH, ("shop",), to=GREEN, weight=100 if step == "stage" else 10, actor="test")
+        )  # only a move that needs no files is staged
     if sick:
         desk.health.sick["shop", GREEN] = "down"
     moved = desk.balancer.on_disk.services["shop"].route != Route(BLUE)

@@ -11,7 +11,8 @@ file, asks for a reload through `balancer.control`, and switches through `balanc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from lbswitch.balancers import clients, control, listener, pools
@@ -130,10 +131,25 @@ class HAProxyGuest(HAProxyBalancer):
 
     # -- what is served --------------------------------------------------------------------------------------
 
+    def prepare(self, intent: Intent) -> None:
+        """Write the new maps and hand them to every worker, where they don't count yet. Raises: CommitFailed."""
+        with self._mending():
+            self._live.prepare(intent)
+
+    def forget(self) -> None:
+        """Take them back."""
+        self._live.forget()
+
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed, CheckFailed."""
-        try:
+        with self._mending():
             super().commit(intent, changed)
+
+    @contextlib.contextmanager
+    def _mending(self) -> Iterator[None]:
+        """A failure says what to do about a master socket that is not there."""
+        try:
+            yield
         except CommitFailed as error:
             raise CommitFailed(f"{error}{self._master.mend()}") from error
 

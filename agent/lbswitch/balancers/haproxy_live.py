@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
 from lbswitch.balancers.haproxy_maps import MapFiles, Maps, StagedFiles, WorkerMaps
 from lbswitch.balancers.haproxy_runtime import Runtime, Silent, Unanswered
@@ -19,6 +20,16 @@ _HUNG_S = 0.5
 _PAUSE_S = 0.005
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """New maps, on disk and in the workers, that do not count yet."""
+
+    before: Maps | None
+    after: Maps
+    files: StagedFiles
+    updates: list[WorkerMaps]
+
+
 class LiveMaps:
     """What a running HAProxy serves: the maps, and the servers that are left out."""
 
@@ -30,9 +41,25 @@ class LiveMaps:
         self._brief = runtime.with_timeout(_HUNG_S)
         self._servers = servers
         self._is_running = is_running
+        self._ready: _Ready | None = None
         self._behind: set[int] = set()
         self._ejected: frozenset[ServerKey] = frozenset()
         self._told: set[int] = set()
+
+    def prepare(self, intent: Intent) -> None:
+        """Hand out all that the next commit needs if it is of this intent: no request notices. Raises: CommitFailed."""
+        try:
+            self._get_ready(Maps.of(intent))
+        except (OSError, Unanswered) as error:
+            raise CommitFailed(f"nothing moved, the maps serve what they served before: {_words(error)}") from error
+
+    def forget(self) -> None:
+        """Drop what was prepared and not committed."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            for update in ready.updates:
+                update.discard()
+            ready.files.clean()
 
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed.
@@ -51,18 +78,33 @@ class LiveMaps:
             with contextlib.suppress(CommitFailed):  # the traffic did move; the agent ejects anew when checks change
                 self.eject(intent.ejected)
 
+    def _get_ready(self, after: Maps) -> _Ready:
+        """Raises: OSError, Unanswered; then nothing is left of it."""
+        self.forget()
+        before, files = self._files.read(), self._files.staged(after)
+        try:
+            files.write()
+            self._ready = ready = _Ready(before, after, files, self._prepared(after, self.workers(), ()))
+        except BaseException:
+            files.clean()
+            raise
+        return ready
+
     def _commit(self, after: Maps) -> None:
-        before = self._files.read()
-        with self._files.staged(after) as files:
-            prepared = self._prepared(after, self.workers(), ())
-            known = [*self._behind, *(update.worker for update in prepared)]
-            try:
-                files.apply()
-                self._commit_in(prepared)
-                self._commit_in(self._prepared(after, self.workers(), known))
-            except (OSError, Unanswered) as error:
-                self._return_to(before, files, error)
-                raise
+        ready = self._ready
+        if ready is None or ready.after != after:
+            ready = self._get_ready(after)
+        known = [*self._behind, *(update.worker for update in ready.updates)]
+        try:
+            ready.files.apply()
+            self._commit_in(ready.updates)
+            self._commit_in(self._prepared(after, self.workers(), known))
+        except (OSError, Unanswered) as error:
+            self._return_to(ready.before, ready.files, error)
+            raise
+        finally:
+            ready.files.clean()
+            self._ready = None
 
     def workers(self) -> tuple[int, ...]:
         """Every worker that answers requests; none when HAProxy does not run. Raises: Unanswered."""

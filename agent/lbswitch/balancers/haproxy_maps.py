@@ -86,16 +86,10 @@ class MapFiles:
         except FileNotFoundError:
             return None
 
-    @contextlib.contextmanager
-    def staged(self, maps: Maps) -> Iterator[StagedFiles]:
-        """Write new files, durably, beside those in use; what was not applied is gone afterwards. Raises: OSError."""
+    def staged(self, maps: Maps) -> StagedFiles:
+        """New content for both files, to be written beside those in use. Raises: OSError."""
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        staged = StagedFiles([(self.live, maps.live), (self.weights, maps.weights)])
-        try:
-            staged.write()
-            yield staged
-        finally:
-            staged.clean()
+        return StagedFiles([(self.live, maps.live), (self.weights, maps.weights)])
 
 
 class StagedFiles:

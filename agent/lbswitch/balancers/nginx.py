@@ -47,6 +47,7 @@ class Nginx(NginxBalancer):
         self._binary = Binary(config.balancer.binary)
         override = config.balancer.templates
         self._templates = Templates("nginx", None if override is None else Path(override))
+        self._users = nginx_user.Chooser(config.balancer.user, self._state_dir)
         self._process = NginxProcess(self._prefix)
         self._cache: tuple[Hashable, Rendered] | None = None
         rendered, pointer = RenderedDirectory(self._prefix), Pointer(self._state_dir)
@@ -87,7 +88,7 @@ class Nginx(NginxBalancer):
         return program
 
     def _user(self) -> nginx_user.WorkerUser:
-        return nginx_user.choose(self._config.balancer.user, self._state_dir)
+        return self._users.user()
 
     # -- the configuration -------------------------------------------------------------------------------------
 
@@ -154,6 +155,13 @@ class Nginx(NginxBalancer):
         """Templates, certificates and keys, and where pointer and rendered files lie."""
         ours = [self._state_dir, self._prefix, self._rendered.current, *self._pointer.watched(self._config.services)]
         return frozenset([*self._templates.directories, *tls_files.paths(self._config), *ours])
+
+    def prepare(self, intent: Intent) -> None:
+        """Write the next pointer beside the live one. Raises: CommitFailed."""
+        self._pointer.prepare(intent)
+
+    def forget(self) -> None:
+        """What was written ahead is the spare of the next commit."""
 
     def observe(self, service: str) -> Observation:
         """Ask the service's own listener. Raises: NotSeen."""

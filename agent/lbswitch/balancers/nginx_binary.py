@@ -61,6 +61,7 @@ class Binary:
     def __init__(self, configured: str | None) -> None:
         """`configured` is `balancer.binary`, or None to look for one."""
         self._configured = configured
+        self._found: str | None = None
         self._known: tuple[tuple[str, int], Program] | None = None
 
     def program(self) -> Program:
@@ -77,11 +78,12 @@ class Binary:
     def _path(self) -> str:
         if self._configured is not None:
             return self._configured
-        search = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SEARCH])
-        found = shutil.which("nginx", path=search) or _in_wheel()
-        if found is None:
+        if self._found is None or not os.access(self._found, os.X_OK):
+            search = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SEARCH])
+            self._found = shutil.which("nginx", path=search) or _in_wheel()
+        if self._found is None:
             raise BalancerMissing(f"nginx was not found on PATH or in {' or '.join(_SEARCH)}; {_INSTALL}")
-        return found
+        return self._found
 
 
 def _in_wheel() -> str | None:

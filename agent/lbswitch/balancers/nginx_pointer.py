@@ -6,9 +6,10 @@
     gen-000042/shop/weighted, 0, 1, ... 9    a weighted service: bucket N goes to green where the file N exists
 
 There are two directories: the one that `live` points at, and a spare that nothing reads. `prepare` brings the spare
-up to date, gives it the name of its generation and makes it durable; `commit` renames a new symlink over `live`, after
-preparing what was not. So the cost grows with what changed, and a reader sees all of the old state or all of the new. A spare of which anything is
-uncertain (after a restart, a failure, or a hand in the files) is thrown away and built anew.
+up to date, gives it the name of its generation and makes it durable; `commit` renames a new symlink over `live`, and
+prepares first what was not. So the cost grows with what changed, and a reader sees all of the old state or all of the
+new. A spare of which anything is uncertain (after a restart, a failure, or a hand in the files) is thrown away and
+built anew.
 """
 
 from __future__ import annotations
@@ -321,7 +322,8 @@ def _write(directory: Path, before: ServiceIntent | None, after: ServiceIntent) 
         make_directory(directory)
     for name in old.keys() - new.keys():
         (directory / name).unlink()
-    for name, content in new.items():
+    # What has to be fsynced comes last, so that one commit of the file system's journal takes the names along.
+    for name, content in sorted(new.items(), key=lambda file: bool(file[1])):
         if old.get(name) == content:
             continue
         if name in old:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+_ACCOUNTS = ("/etc/passwd", "/etc/group")
 _CANDIDATES = ("www-data", "nginx", "nobody")  # Debian and Ubuntu, nginx's own packages and Red Hat, everywhere
 
 
@@ -21,6 +23,41 @@ class WorkerUser:
     directive: str
     warning: str | None = None
     problem: str | None = None
+
+
+class Chooser:
+    """Chooses once, and again when something has changed that the choice depends on."""
+
+    def __init__(self, configured: str | None, state_dir: Path) -> None:
+        """As for `choose`; nothing is looked at yet."""
+        self._configured = configured
+        self._state_dir = state_dir
+        self._known: tuple[object, WorkerUser] | None = None
+
+    def user(self) -> WorkerUser:
+        """The user of the workers."""
+        stamps = [_stamp(path) for path in (*_ACCOUNTS, *self._above())]
+        if self._known is None or self._known[0] != stamps:
+            self._known = (stamps, choose(self._configured, self._state_dir))
+        return self._known[1]
+
+    def _above(self) -> Iterator[str]:
+        """The way to the state directory, whatever on it is a symlink."""
+        path = os.path.dirname(self._state_dir)  # noqa: PTH120 - called for every switch, and pathlib is slow
+        while True:
+            yield path
+            above = os.path.dirname(path)  # noqa: PTH120
+            if above == path:
+                return
+            path = above
+
+
+def _stamp(path: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_ino, status.st_mode, status.st_uid, status.st_gid, status.st_ctime_ns * (path in _ACCOUNTS)
 
 
 def choose(configured: str | None, state_dir: Path) -> WorkerUser:

@@ -160,11 +160,13 @@ class Templates:
 
 
 def _stamps(directory: Path) -> Iterator[tuple[str, int, int]]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+    """Path, time and size of the templates in it; what can't be looked at is not there."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            if entry.name.endswith(".j2"):
-                status = entry.stat()
-                yield entry.path, status.st_mtime_ns, status.st_size
+            with contextlib.suppress(OSError):
+                if entry.name.endswith(".j2"):
+                    status = entry.stat()
+                    yield entry.path, status.st_mtime_ns, status.st_size
 
 
 def _places(error: Exception) -> list[str]:
