@@ -64,7 +64,7 @@ class LiveMaps:
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed.
 
-        The disk comes first, so that a worker that starts meanwhile reads the new maps. New maps are prepared
+        The files come first, so that a worker that starts meanwhile reads the new maps. New maps are prepared
         everywhere, on disk and in the workers, before the first of them counts: that is where things fail.
         """
         try:
@@ -98,6 +98,7 @@ class LiveMaps:
         try:
             ready.files.apply()
             self._commit_in(ready.updates)
+            ready.files.sync()  # requests need not wait for it: without it a power cut leaves what INTENT reverts
             self._commit_in(self._prepared(after, self.workers(), known))
         except (OSError, Unanswered) as error:
             self._return_to(ready.before, ready.files, error)

@@ -108,10 +108,9 @@ class StagedFiles:
                 _old(path).hardlink_to(path)
 
     def apply(self) -> None:
-        """Rename the new files into place, durably. Raises: OSError; then `revert`."""
+        """Rename the new files into place; a process that starts reads them. Raises: OSError; then `revert`."""
         for path, _ in self._contents:
             _new(path).rename(path)
-        self._sync()
 
     def revert(self) -> None:
         """Rename the old files back. Raises: OSError."""
@@ -120,7 +119,7 @@ class StagedFiles:
                 _old(path).rename(path)
             else:
                 path.unlink(missing_ok=True)
-        self._sync()
+        self.sync()
 
     def clean(self) -> None:
         """Remove the second names."""
@@ -129,7 +128,8 @@ class StagedFiles:
                 _new(path).unlink(missing_ok=True)
                 _old(path).unlink(missing_ok=True)
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Make the renames durable. Raises: OSError; then `revert`."""
         for directory in {path.parent for path, _ in self._contents}:
             sync_directory(directory)
 
