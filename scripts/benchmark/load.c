@@ -19,7 +19,8 @@
  *   the timeout. A WebSocket is broken when the other side closes it first, or an echo is wrong, of another color, or not
  *   there within the timeout. Those cut off by `stop` are started, and neither done nor broken. A broken one is replaced
  *   after 100 ms, a finished one at once.
- * - Everything belongs to the phase in which it happened; a request is sent in one and may be answered in the next.
+ * - Everything belongs to the phase in which it happened; a request is sent in one and may be answered in the next, and is
+ *   then late in neither.
  *
  * Latency is from sent to complete. `late` is how long after its time a request was sent: how well the pace was kept.
  *
@@ -29,7 +30,7 @@
  *
  * Commands on stdin, each answered by a line of JSON:
  *   now                    {"at_ns"} of CLOCK_MONOTONIC, which is Python's time.monotonic_ns()
- *   switch OLD NEW [AT_NS] a phase begins, now or at a moment of the last 2 s: {"at_ns"}
+ *   switch OLD NEW [AT_NS] a phase begins, now or at a moment of the last 10 s: {"at_ns"}
  *   phase NAME [AT_NS]     the same without colors
  *   report                 everything so far
  *   stop                   send no more, let every request end, report, exit
@@ -53,7 +54,7 @@
 
 #define MS 1000000LL
 #define SECOND 1000000000LL
-#define LOOK_BACK (2 * SECOND)        /* how far back a phase may begin */
+#define LOOK_BACK (10 * SECOND)       /* how far back a phase may begin */
 #define CLOSING_NS SECOND             /* how long the other side may take to close */
 #define PAUSE_NS (100 * MS)           /* before a broken stream or WebSocket is replaced */
 
@@ -274,7 +275,7 @@ static void note_failure(const struct conn *c, int kind, int64_t at_ns) {
 static const char *begin_phase(const char *name, int old, int new, int64_t at_ns) {
   if (phases_count == PHASES_MAX) return "too many phases";
   if (phases_count && at_ns <= phases[phases_count - 1]->at_ns) return "the moment is not after the last phase's";
-  if (phases_count && at_ns <= counted_until_ns) return "the moment is before the last report, or more than 2 s ago";
+  if (phases_count && at_ns <= counted_until_ns) return "the moment is before the last report, or more than 10 s ago";
   if (at_ns > now_ns()) return "the moment is in the future";
   struct phase *phase = allocate(1, sizeof *phase);
   copy_name(phase->name, sizeof phase->name, name, strlen(name));

@@ -3,7 +3,7 @@
     with Origin("blue") as blue, Origin("green") as green, NativeLoad(port, rate=4000) as load:
         at_ns = time.monotonic_ns()
         ...                                   # switch the balancer in front of them
-        load.switch("blue", "green", at_ns)   # at once, or up to 2 s later
+        load.switch("blue", "green", at_ns)   # at once, or up to 10 s later
         ...
         report = load.stop()                  # every request has ended
     report["phases"][-1]["last_old_ms"]
@@ -230,7 +230,7 @@ class NativeLoad:
     def switch(self, old: str, new: str, at_ns: int | None = None) -> int:
         """Begin a phase in which answers of `old` are late; gives the moment, which is `at_ns`, by default now.
 
-        `at_ns` is at most 2 s ago, after the last phase's beginning and after the last `report`. Raises: RuntimeError.
+        `at_ns` is at most 10 s ago, after the last phase's beginning and after the last `report`. Raises: RuntimeError.
         """
         return self._begin(f"switch {old} {new}", at_ns)
 
@@ -239,7 +239,7 @@ class NativeLoad:
         return self._begin(f"phase {name}", at_ns)
 
     def report(self) -> Report:
-        """Everything so far; after `stop` the final report."""
+        """Everything so far; after `stop` the final report. It holds up the load for up to some ms: not during a switch."""
         return self._last if self._last is not None else cast("Report", self._ask("report"))
 
     def stop(self) -> Report:
