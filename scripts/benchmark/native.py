@@ -239,7 +239,7 @@ class NativeLoad:
         return self._begin(f"phase {name}", at_ns)
 
     def report(self) -> Report:
-        """Everything so far; after `stop` the final report. It holds up the load for up to some ms: not during a switch."""
+        """Everything so far; after `stop` the final report. Holds up the load for some ms."""
         return self._last if self._last is not None else cast("Report", self._ask("report"))
 
     def stop(self) -> Report:
