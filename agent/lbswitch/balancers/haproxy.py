@@ -132,14 +132,6 @@ class HAProxy(HAProxyBalancer):
 
     # -- what is served --------------------------------------------------------------------------------------
 
-    def prepare(self, intent: Intent) -> None:
-        """Write the new maps and hand them to every worker, where they don't count yet. Raises: CommitFailed."""
-        self._live.prepare(intent)
-
-    def forget(self) -> None:
-        """Take them back."""
-        self._live.forget()
-
     def observe(self, service: str) -> Observation:
         """Ask the service's own listener; a `mode: tcp` one is asked for a connection alone. Raises: NotSeen."""
         endpoint, settings = self._binds[service], self._config.services[service]

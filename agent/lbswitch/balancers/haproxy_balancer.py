@@ -54,6 +54,14 @@ class HAProxyBalancer(ABC):
 
     # -- what is served --------------------------------------------------------------------------------------
 
+    def prepare(self, intent: Intent) -> None:
+        """Write the new maps and hand them to every worker, where they don't count yet. Raises: CommitFailed."""
+        self._live.prepare(intent)
+
+    def forget(self) -> None:
+        """Take them back."""
+        self._live.forget()
+
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed."""
         self._live.commit(intent, changed)

@@ -134,11 +134,7 @@ class HAProxyGuest(HAProxyBalancer):
     def prepare(self, intent: Intent) -> None:
         """Write the new maps and hand them to every worker, where they don't count yet. Raises: CommitFailed."""
         with self._mending():
-            self._live.prepare(intent)
-
-    def forget(self) -> None:
-        """Take them back."""
-        self._live.forget()
+            super().prepare(intent)
 
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Change the maps on disk and in every worker, the draining ones too. Raises: CommitFailed, CheckFailed."""

@@ -156,13 +156,6 @@ class Nginx(NginxBalancer):
         ours = [self._state_dir, self._prefix, self._rendered.current, *self._pointer.watched(self._config.services)]
         return frozenset([*self._templates.directories, *tls_files.paths(self._config), *ours])
 
-    def prepare(self, intent: Intent) -> None:
-        """Write the next pointer beside the live one. Raises: CommitFailed."""
-        self._pointer.prepare(intent)
-
-    def forget(self) -> None:
-        """What was written ahead is the spare of the next commit."""
-
     def observe(self, service: str) -> Observation:
         """Ask the service's own listener. Raises: NotSeen."""
         settings = self._config.services[service]

@@ -54,6 +54,13 @@ class NginxBalancer(ABC):
         """Every service can be: what draws is ours."""
         return None
 
+    def prepare(self, intent: Intent) -> None:
+        """Write the next pointer beside the live one. Raises: CommitFailed."""
+        self._pointer.prepare(intent)
+
+    def forget(self) -> None:  # noqa: B027 - of the port
+        """What was written ahead is the spare of the next commit."""
+
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Move the pointer; every worker sees it with its next request. Raises: CommitFailed."""
         self._pointer.commit(intent, changed)
@@ -78,7 +85,7 @@ class NginxBalancer(ABC):
         """Not without a reload: nginx reads its pools from the configuration."""
         return False
 
-    def remind(self) -> None:  # noqa: B027 - there is nothing to do
+    def remind(self) -> None:  # noqa: B027 - of the port
         """Workers read the disk and keep nothing else."""
 
     @property

@@ -173,13 +173,6 @@ class NginxGuest(NginxBalancer):
         except CheckFailed:
             return ours | {Path(self._main)}
 
-    def prepare(self, intent: Intent) -> None:
-        """Write the next pointer beside the live one. Raises: CommitFailed."""
-        self._pointer.prepare(intent)
-
-    def forget(self) -> None:
-        """What was written ahead is the spare of the next commit."""
-
     def observe(self, service: str) -> Observation:
         """Ask the owner's listener for this service. Raises: NotSeen."""
         settings = self._config.services[service]
