@@ -58,8 +58,9 @@ class NginxBalancer(ABC):
         """Write the next pointer beside the live one. Raises: CommitFailed."""
         self._pointer.prepare(intent)
 
-    def forget(self) -> None:  # noqa: B027 - of the port
+    def forget(self) -> None:
         """What was written ahead is the spare of the next commit."""
+        self._pointer.forget()
 
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Move the pointer; every worker sees it with its next request. Raises: CommitFailed."""

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -39,13 +39,13 @@ _SYNC_AT_ONCE = 16  # the file system puts fsyncs that come together into one jo
 class _Copy:
     """What one directory holds. `stamps` are the service directories' mtimes: a hand in the files changes them.
 
-    `is_durable` says that it is on disk under this name.
+    `is_ready` says that it was prepared for the commit that comes next.
     """
 
     name: str
     services: Mapping[str, ServiceIntent]
     stamps: Mapping[str, int]
-    is_durable: bool = False
+    is_ready: bool = False
 
 
 class Pointer:
@@ -67,10 +67,17 @@ class Pointer:
             if not self._is_current(intent):
                 before = self.target()
                 try:
-                    self._spare = self._build(self._name(intent.generation, before), intent.services)
+                    built = self._build(self._name(intent.generation, before), intent.services)
+                    self._spare = replace(built, is_ready=True)
                 except OSError as error:
                     self._retreat(before)
                     raise CommitFailed(self._failure(error)) from error
+
+    def forget(self) -> None:
+        """What was prepared is a spare like any other, and looked at before it is used."""
+        with self._lock:
+            if self._spare is not None:
+                self._spare = replace(self._spare, is_ready=False)
 
     def commit(self, intent: Intent, changed: Collection[str]) -> None:
         """Serve these routes from now on, all at one instant.
@@ -187,6 +194,8 @@ class Pointer:
         """A durable directory that holds exactly this; only what differs from the spare is written."""
         directory = self._state_dir / name
         spare, self._spare = self._spare, None
+        if spare is not None and spare.is_ready and (spare.name, spare.services) == (name, wanted):
+            return replace(spare, is_ready=False)
         if spare is None or not self._is_intact(spare):
             spare = _Copy(name, {}, {})
             shutil.rmtree(directory, ignore_errors=True)
@@ -195,12 +204,10 @@ class Pointer:
         elif spare.name != name:
             shutil.rmtree(directory, ignore_errors=True)
             (self._state_dir / spare.name).rename(directory)
-        elif spare.is_durable and dict(spare.services) == dict(wanted):
-            return spare
         stamps = _write_all(directory, spare, wanted)
         sync_directory(directory)
         sync_directory(self._state_dir)
-        return _Copy(name, dict(wanted), stamps, is_durable=True)
+        return _Copy(name, dict(wanted), stamps)
 
     def _retreat(self, before: str | None) -> None:
         """After a failure: the symlink as it was, and nothing of the attempt left.
@@ -303,7 +310,8 @@ def _write_all(directory: Path, spare: _Copy, wanted: Mapping[str, ServiceIntent
     for name in spare.services.keys() - wanted.keys():
         shutil.rmtree(directory / name)
         del stamps[name]
-    different = [name for name, intent in wanted.items() if spare.services.get(name) != intent]
+    known = spare.services
+    different = [name for name, intent in wanted.items() if known.get(name) is not intent and known.get(name) != intent]
 
     def write(name: str) -> int:
         return _write(directory / name, spare.services.get(name), wanted[name])

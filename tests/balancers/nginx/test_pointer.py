@@ -109,6 +109,43 @@ def test_idempotent(tmp_path):
     assert (tmp_path / "live").lstat().st_ino == link
 
 
+def test_prepared(tmp_path):
+    """What was prepared serves with one rename, and until then nothing of what is served changes."""
+    pointer, after = Pointer(tmp_path), _intent(2, shop=GREEN)
+    _commit(pointer, _intent(1, shop=BLUE))
+    before = _content(tmp_path)
+    pointer.prepare(after)
+    assert (_content(tmp_path), pointer.committed()) == (before, _intent(1, shop=BLUE))
+    prepared = (tmp_path / "gen-000002").stat().st_ino
+    _commit(pointer, after)
+    assert (tmp_path / "live").stat().st_ino == prepared
+    assert _content(tmp_path) == {"shop/green": "", "shop/state": "shop 2 100\n"}
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_prepared_and_not_committed(tmp_path, forgets):
+    """Another intent may be committed instead, and the same generation with other routes."""
+    pointer = Pointer(tmp_path)
+    _commit(pointer, _intent(1, shop=BLUE, api=BLUE))
+    for after in (_intent(2, shop=BLUE, api=GREEN), _intent(1, shop=BLUE, api=BLUE), _intent(3, shop=GREEN)):
+        pointer.prepare(_intent(2, shop=GREEN, api=BLUE))
+        if forgets:
+            pointer.forget()
+        _commit(pointer, after)
+        assert len(_directories(tmp_path)) == 2
+
+
+def test_a_hand_in_what_was_prepared_and_forgotten(tmp_path):
+    """It is looked at again before it may serve."""
+    pointer, after = Pointer(tmp_path), _intent(2, shop=GREEN)
+    _commit(pointer, _intent(1, shop=BLUE))
+    pointer.prepare(after)
+    pointer.forget()
+    (tmp_path / "gen-000002" / "shop" / "blue").touch()
+    _commit(pointer, after)
+    assert set(_content(tmp_path)) == {"shop/green", "shop/state"}
+
+
 def test_generations_repeat_and_go_back(tmp_path):
     """A revert writes an old generation, or the live one with other routes; the live directory is never built in."""
     pointer = Pointer(tmp_path)
@@ -207,6 +244,8 @@ def test_full_disk(tmp_path):
         for _ in range(2):
             with pytest.raises(CommitFailed, match=r"No space left.*generation 4 \(shop blue\) still serves"):
                 pointer.commit(_intent(5, shop=GREEN), ["shop"])
+            with pytest.raises(CommitFailed, match=r"No space left.*generation 4 \(shop blue\) still serves"):
+                pointer.prepare(_intent(5, shop=GREEN))
             assert pointer.committed() == intent
             assert _directories(state_dir) == {"gen-000004"}
         (state_dir / "full").unlink()
