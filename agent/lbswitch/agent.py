@@ -15,6 +15,7 @@ from typing import Any
 from lbswitch.automatic import Automatic, HealthMonitor
 from lbswitch.core.config import Config
 from lbswitch.core.model import Intent, Operation, Route, ServiceIntent
+from lbswitch.drain import DrainWatch, OldWorkers
 from lbswitch.drift import DriftWatch
 from lbswitch.edits import Edits
 from lbswitch.errors import Busy, UnknownService
@@ -60,6 +61,8 @@ class Agent:
         self.upkeep = Upkeep(serving, switcher, events, self.in_thread)
         self.edits = Edits(config_path, serving, store, events, load, self._reconfigured, self.in_thread)
         self.drift = DriftWatch(serving, events, self.in_thread, is_at_work=switcher.is_at_work)
+        self.drain = DrainWatch(serving, switcher, store, events, self.in_thread)
+        self.old_workers = OldWorkers(serving, events, self.in_thread)
         self.edits.own_files_changed, self.edits.repair = self.drift.mark, serving.repair
 
     @property
@@ -79,6 +82,7 @@ class Agent:
         await self.in_thread(self.switcher.conclude, recoveries)
         intent = self.serving.intent
         self.store.save_services(intent.services, intent.generation)
+        await self.in_thread(self.drain.resume)
         if self._restorer is not None:
             await self.in_thread(self._restorer.clean)
         self.automatic.remember()
@@ -100,7 +104,7 @@ class Agent:
         """All loops, until `stop`."""
         loops = [
             *(self.automatic.run(), self.upkeep.run(), self.upkeep.look(), self.upkeep.count_clients()),
-            *(self.edits.run(), self.drift.run()),
+            *(self.edits.run(), self.drift.run(), self.drain.run(), self.old_workers.run()),
         ]
         if self.snapshots is not None:
             loops.append(keep_snapshots(self.snapshots, self.events, self.in_thread))

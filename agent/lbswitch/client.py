@@ -281,6 +281,16 @@ class Client:
         operations: list[Document] = answer["operations"]
         return operations
 
+    def drains(self, service: str | None = None) -> Document:
+        """What is open to colors without traffic: `{"services": {NAME: ...}}`, of one service or of all."""
+        if service is None:
+            return self._get("/v1/drain", holds="services")
+        return {"services": {service: self._get(f"/v1/services/{_quoted(service)}/drain", holds="workers")}}
+
+    def close_drain(self, service: str, request: Document) -> Document:
+        """Close what is left on the color without traffic; returns that drain."""
+        return self._post(f"/v1/services/{_quoted(service)}/drain", request, holds="workers")
+
     def snapshots(self, limit: int) -> Document:
         """The newest snapshots first."""
         return self._get(f"/v1/snapshots?limit={limit}", holds="snapshots")

@@ -126,7 +126,19 @@ def test_history_is_a_table_newest_first(ask: Run, agent: FakeAgent, monkeypatch
     ran = ask("history")
     assert ran.code == 0
     header, first, second = ran.out.splitlines()
-    assert header.split() == ["ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "BY", "REASON"]
+    assert header.split() == [
+        "ID",
+        "TIME",
+        "SERVICE",
+        "KIND",
+        "CHANGE",
+        "STATE",
+        "GENERATION",
+        "TOOK",
+        "DRAIN",
+        "BY",
+        "REASON",
+    ]
     assert first.split()[0] == "18"
     assert "green -> blue " in first
     assert "blue 90% / green 10% " in second

@@ -11,7 +11,7 @@ COMMANDS = [
     ["apply"], ["render"], ["balancer"], ["balancer", "start"], ["balancer", "stop"], ["balancer", "restart"],
     ["balancer", "status"], ["agent"], ["doctor"], ["templates"], ["templates", "list"], ["templates", "show"],
     ["templates", "diff"], ["templates", "copy"], ["config"], ["config", "schema"], ["completion"],
-    ["snapshots"], ["snapshots", "show"], ["restore"], ["init"], ["uninstall"],
+    ["snapshots"], ["snapshots", "show"], ["restore"], ["init"], ["uninstall"], ["drain"],
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ _TRANSACTION = {
     *("serving", "objects", "snapshots", "records", "stopwatch", "gates", "recovery", "switch"),
     *("replacement", "differing", "restore_plan", "restore_gates", "restore"),
 }
-_AGENT = {"agent", "automatic", "upkeep", "edits", "drift"}
+_AGENT = {"agent", "automatic", "upkeep", "edits", "drift", "drain"}
 _BELOW_WIRING = _BELOW_ADAPTERS | _ADAPTERS | {"api", "configfile"} | _TRANSACTION | _AGENT
 
 ALLOWED: dict[str, set[str]] = {

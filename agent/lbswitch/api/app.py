@@ -16,7 +16,16 @@ from lbswitch.agent import Agent
 from lbswitch.api import documents, problems
 from lbswitch.api.browsers import NoBrowsers
 from lbswitch.api.metrics import Metrics
-from lbswitch.api.schemas import ApplyBody, EmptyBody, ReasonBody, RestoreBody, RollbackBody, SwitchBody, SwitchManyBody
+from lbswitch.api.schemas import (
+    ApplyBody,
+    DrainBody,
+    EmptyBody,
+    ReasonBody,
+    RestoreBody,
+    RollbackBody,
+    SwitchBody,
+    SwitchManyBody,
+)
 from lbswitch.core.model import Color, Kind
 from lbswitch.errors import Busy, InvalidRequest, LbswitchError, UnknownOperation, UnknownService, UnknownSnapshot
 from lbswitch.events import Event
@@ -144,7 +153,7 @@ def _add_reading(app: FastAPI, agent: Agent) -> None:
     async def history(limit: Annotated[int, Query(ge=1, le=10_000)] = 20, service: str | None = None) -> dict[str, Any]:
         """Operations, the newest first."""
         found = await agent.in_thread(agent.store.history, limit, service)
-        return {"operations": [operation.to_json() for operation in found]}
+        return {"operations": [agent.drain.shown(operation).to_json() for operation in found]}
 
     @app.get("/v1/operations/{identity}", responses=_only(404, 422))
     async def operation(identity: int) -> dict[str, Any]:
@@ -152,13 +161,31 @@ def _add_reading(app: FastAPI, agent: Agent) -> None:
         found = await agent.in_thread(agent.store.operation, identity) if 0 < identity < 2**63 else None
         if found is None:
             raise UnknownOperation(f"there is no operation {identity}")
-        document: dict[str, Any] = found.to_json()
+        document: dict[str, Any] = agent.drain.shown(found).to_json()
         return document
+
+    @app.get("/v1/drain")
+    async def drains() -> dict[str, Any]:
+        """What is still open to the color without traffic, of every service and by worker."""
+        return {"services": await agent.in_thread(agent.drain.documents, list(agent.config.services))}
+
+    @app.get("/v1/services/{name}/drain", responses=_only(404))
+    async def drain(name: str) -> dict[str, Any]:
+        """What is still open to the service's color without traffic, by worker."""
+        return await _drain(agent, name)
 
     @app.get("/v1/events", response_class=StreamingResponse)
     async def events(last_event_id: Annotated[int | None, Header()] = None) -> StreamingResponse:
         """Server-sent events, from now on, or after `Last-Event-ID` as far as they are remembered."""
         return StreamingResponse(_event_stream(agent, last_event_id), media_type="text/event-stream")
+
+
+async def _drain(agent: Agent, name: str) -> dict[str, Any]:
+    """Raises: UnknownService."""
+    documents: dict[str, dict[str, Any]] = await agent.in_thread(agent.drain.documents, [_known(agent, name)])
+    if name not in documents:
+        raise UnknownService(f"the service {name} is just being added or removed; ask again")
+    return documents[name]
 
 
 def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -254,6 +281,22 @@ def _add_operations(app: FastAPI, agent: Agent, answers: Answers) -> None:
     ) -> Response:
         """Read configuration and templates again and serve what they say; put right what drifted."""
         return await answers.once(idempotency_key, request, lambda: apply_edits(body))
+
+    @app.post("/v1/services/{name}/drain", responses=_only(404, 409, 422, 423))
+    async def close_what_is_left(
+        name: str, body: DrainBody, request: Request, idempotency_key: IdempotencyKey = None
+    ) -> Response:
+        """Close the connections that are left on the color without traffic, a few at a time."""
+        _known(agent, name)
+
+        async def work() -> tuple[int, dict[str, Any]]:
+            try:
+                return 200, await agent.in_thread(agent.drain.close, name, body.over, body.color)
+            except LbswitchError as error:
+                document = problems.problem(error)
+                return document["status"], document
+
+        return await answers.once(idempotency_key, request, work)
 
     @app.post("/v1/services/{name}/freeze", responses=_only(404, 422))
     async def freeze(

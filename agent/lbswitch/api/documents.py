@@ -99,9 +99,20 @@ def about(agent: Agent) -> dict[str, Any]:
             "running": running,
             "why_down": None if running else balancer.why_not_started(),
             "revision": balancer.installed(),
+            **_old_workers(agent),
         },
         "drift": [each.to_json() for each in agent.drift.by_service.get(None, ())],
         "notes": [*notes(agent.config), *balancer.warnings(), *agent.edits.notes],
+    }
+
+
+def _old_workers(agent: Agent) -> dict[str, Any]:
+    """Workers from before reloads, when somebody looked last, and why connections can't be closed if they are to be."""
+    found = agent.old_workers.found
+    return {
+        "old_workers": len(found),
+        "lingering": [{"pid": one.pid, "age_s": round(one.age_s, 1), "connections": one.connections} for one in found],
+        "why_not_closed": agent.old_workers.why_not_closed,
     }
 
 
@@ -131,6 +142,7 @@ def _service(agent: Agent, name: str) -> dict[str, Any]:
         "previous": agent.switcher.previous(name),
         "problem": agent.automatic.problems.get(name) or (sight.detail if sight and not verified else None),
         "bake": None,
+        "drain": None if (drain := agent.drain.by_service.get(name)) is None else drain.to_json(),
         "drift": [each.to_json() for each in agent.drift.by_service.get(name, ())],
         "operation": None if holder is None else {"kind": str(holder.kind), "actor": holder.actor},
         "bind": settings.bind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lbswitch.agent import Agent
@@ -50,6 +50,33 @@ class _Services(Collector):
         yield from (share, healthy, total, generation, verified, frozen, drift)
 
 
+class _Drains(Collector):
+    """What is left on colors without traffic, and in workers from before reloads."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def collect(self) -> Iterator[Metric]:
+        drain, labels = self._agent.drain, ["service", "color"]
+        left = GaugeMetricFamily(
+            "lbswitch_draining_connections", "Connections to a color that lost its traffic; absent: unknown",
+            labels=labels,
+        )  # fmt: skip
+        for service, following in {**drain.over, **drain.by_service}.items():
+            if following.drain.open is not None:
+                left.add_metric([service, following.pool.color], following.drain.open)
+        closed = CounterMetricFamily(
+            "lbswitch_closed_connections", "Connections that were ended because their color lost its traffic",
+            labels=labels,
+        )  # fmt: skip
+        for pool, count in list(drain.closed.items()):
+            closed.add_metric([pool.service, pool.color], count)
+        workers = GaugeMetricFamily(
+            "lbswitch_old_workers", "Workers of the balancer from before reloads", len(self._agent.old_workers.found)
+        )
+        yield from (left, closed, workers)
+
+
 def _pools(agent: Agent, service: str) -> dict[Color, PoolHealth]:
     """None of a service that is just being added: it is not checked yet."""
     try:
@@ -65,6 +92,7 @@ class Metrics:
         """Count the agent's operations from now on."""
         self._registry = CollectorRegistry()
         self._registry.register(_Services(agent))
+        self._registry.register(_Drains(agent))
         labels = ["service", "kind", "state"]
         self._operations = Counter("lbswitch_operations", "Operations that ended", labels, registry=self._registry)
         self._seconds = Histogram(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from lbswitch.core.durations import DURATION, parse_duration
 from lbswitch.core.model import Color
 
 
@@ -15,6 +16,16 @@ def _printable(text: str) -> str:
     return text
 
 
+def _over(value: object) -> float:
+    seconds = parse_duration(value)
+    if seconds <= 0:
+        raise ValueError("is no time to spread anything over: write 1s or longer")
+    return seconds
+
+
+Spread = Annotated[
+    float, BeforeValidator(_over, json_schema_input_type=Annotated[str, Field(pattern=DURATION.pattern)])
+]
 Reason = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
 
 
@@ -58,6 +69,17 @@ class RestoreBody(RollbackBody):
     """Bring back a snapshot. `expect` is the color that must be live now where traffic would move."""
 
     expect: Annotated[Color | None, Field(strict=False)] = None
+
+
+class DrainBody(_Body):
+    """Close what is left on the color without traffic, spread `over` a time such as 10s.
+
+    With `color` only if it is that one.
+    """
+
+    close: Literal[True]
+    over: Spread | None = Field(None, description="By default the service's `drain.close_over`.")
+    color: Annotated[Color | None, Field(strict=False)] = None
 
 
 class ReasonBody(_Body):

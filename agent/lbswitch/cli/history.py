@@ -8,9 +8,9 @@ import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings
 from lbswitch.cli.output import Cell, has_color, local_time, paragraph, printable, say, say_json, table
-from lbswitch.cli.sentences import change
+from lbswitch.cli.sentences import change, drain_sentence
 
-_HEADER = ("ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "BY", "REASON")
+_HEADER = ("ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "DRAIN", "BY", "REASON")
 _STATE_STYLES = {"done": "green", "refused": "yellow", "reverted": "red", "failed": "red"}
 
 
@@ -52,9 +52,17 @@ def _row(operation: dict[str, Any]) -> list[Cell]:
         Cell(printable(state), _STATE_STYLES.get(state, "")),
         Cell(str(operation["generation"])),
         Cell(f"{operation['timings_ms']['total']:.1f} ms"),
+        Cell(_drain(operation.get("drain"))),
         Cell(printable(operation["actor"])),
         Cell(printable(operation["reason"])),
     ]
+
+
+def _drain(drain: dict[str, Any] | None) -> str:
+    """How many connections are left on what lost its traffic, or what became of them."""
+    if drain is None:
+        return "-"
+    return f"{drain['open']} open" if drain["state"] == "draining" and drain["open"] else printable(drain["state"])
 
 
 @click.command(cls=Command, short_help="Everything about one operation.")
@@ -94,5 +102,6 @@ def _facts(operation: dict[str, Any]) -> list[tuple[str, str]]:
         ("gate", f"{gate['name']}: {paragraph(gate['message'], indent)}" if gate else ""),
         ("error", paragraph(operation.get("error") or "", indent)),
         ("notes", f"\n{indent}".join(paragraph(note, indent) for note in operation.get("notes", ()))),
+        ("drain", drain_sentence(operation.get("drain"), indent)),
         ("timings", ", ".join(f"{name} {value:.1f} ms" for name, value in timings.items())),
     ]

@@ -23,6 +23,7 @@ _COMMANDS = {
     "status": "status",
     "history": "history",
     "show": "history",
+    "drain": "drain",
     "freeze": "freezing",
     "release": "freezing",
     "snapshots": "snapshots",
@@ -83,6 +84,7 @@ def cli() -> None:
       6    the agent can't be reached, or went away before it answered
       7    conflict: --expect does not hold and there is something to do, or another operation is running
       8    not allowed
+      9    drain --wait: nobody can know how many connections are open
       130  interrupted with Ctrl-C
 
     \b

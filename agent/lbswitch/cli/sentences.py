@@ -34,6 +34,21 @@ def change(operation: dict[str, Any]) -> str:
     return f"blue {shares['blue']}% / green {shares['green']}%"
 
 
+def drain_sentence(drain: dict[str, Any] | None, indent: str = "") -> str:
+    """How far an operation's drain is; further lines for the workers and the note."""
+    if drain is None:
+        return ""
+    closed = f", {drain['closed']} closed" if drain["closed"] else ""
+    took = "" if drain["drained_ms"] is None else f" after {drain['drained_ms'] / 1000:.1f} s"
+    left = "" if drain["open"] in (None, 0) else f", {drain['open']} open"
+    workers = [
+        f"worker {'unknown' if each['pid'] is None else each['pid']}{' (old)' if each['old'] else ''}: {each['open']}"
+        for each in drain["workers"]
+    ]
+    notes = [paragraph(drain["note"], indent)] if drain.get("note") else []
+    return f"\n{indent}".join([f"{drain['color']} {drain['state']}{took}{left}{closed}", *workers, *notes])
+
+
 def _done(operation: dict[str, Any]) -> str:
     if operation.get("dry_run"):
         notes = "".join(f"; {paragraph(note, '    ')}" for note in operation.get("notes", ()))

@@ -29,6 +29,7 @@ _COLORS = ("blue", "green")
 _INDENT = "    "  # of the second and further lines of one trouble
 _HEADER = ("SERVICE", "LIVE", "GENERATION", "VERIFIED", "BLUE", "GREEN", "FROZEN")
 _DETAIL_HEADER = ("SERVICE", "FACT", "INTENDED", "ON DISK", "RUNNING")
+_LONG_S = 60.0
 _DIFF_STYLES = {"-": "red", "+": "green", "@": "dim"}
 _STATE_STYLES = {"healthy": "green", "unhealthy": "red", "unknown": "yellow"}
 
@@ -156,6 +157,8 @@ def _service_troubles(name: str, service: dict[str, Any]) -> Iterator[str]:
         yield _prefixed(name, service["problem"])
     if service["frozen"]:
         yield f"{name}: frozen: {service['frozen']}; lbswitch release -s {name} ends that"
+    if (drain := service.get("drain")) and drain.get("open"):
+        yield f"{name}: {drain['open']} open to {drain['color']} still; lbswitch drain -s {name} shows them"
     for difference in service.get("drift") or ():
         yield _drift(name, difference)
     if operation := service.get("operation"):
@@ -183,6 +186,13 @@ def _agent_troubles(agent: dict[str, Any]) -> Iterator[str]:
     if balancer.get("running") is False:
         why = balancer.get("why_down") or "lbswitch balancer start"
         yield f"{balancer.get('kind')} is not running, there is no traffic: {why}"
+    lingering = [worker for worker in balancer.get("lingering") or () if worker["age_s"] >= _LONG_S]
+    if lingering:
+        oldest_min = max(worker["age_s"] for worker in lingering) / 60
+        yield (
+            f"{balancer.get('kind')}: {balancer['old_workers']} workers from before reloads still run, the oldest for "
+            f"{oldest_min:.0f} min"
+        )
     for difference in agent.get("drift") or ():
         yield _drift(str(balancer.get("kind", "balancer")), difference)
     for note in agent.get("notes") or ():
