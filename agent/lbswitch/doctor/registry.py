@@ -7,6 +7,7 @@ from lbswitch.doctor import (
     agent,
     certificates,
     configuration,
+    draining,
     haproxy_files,
     logs,
     nginx_files,
@@ -42,6 +43,10 @@ CHECKS: tuple[Check, ...] = (
     Check("not-applied", "configuration and templates render to something else than is installed", _WARNING,
           serving.not_applied),
     Check("no-restart", "the balancer would not start with what is on disk", _ERROR, serving.no_restart),
+    Check("cannot-close", "`drain` says `close`, but connections can't be closed from here", _WARNING,
+          draining.cannot_close),
+    Check("old-workers", "workers from before reloads stay (a note: fewer than `balancer.old_workers`, over 10 min)",
+          _WARNING, draining.old_workers),
     # -- state and disk
     Check("state-missing", "there is no state directory yet", _NOTE, state.never_started),
     Check("state-volatile", "the state directory is lost at a reboot, or cleaned away", _ERROR, state.volatile),
