@@ -1,0 +1,97 @@
+"""The comparison: what clients see of a switch, by lbswitch, by hand and by others, under the same load."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from scripts.benchmark.bench import Bench
+from scripts.benchmark.systems.catalog import SYSTEMS, of_balancers
+from scripts.benchmark.systems.system import System, other
+from scripts.benchmark.traffic import NOTHING, RATE, Seen, Totals, Traffic
+
+COMMAND = "Switch: command"
+FIRST_NEW = "Switch: first new answer"
+LAST_OLD = "Switch: last old answer"
+WORST = "Switch: slowest request"
+LOST = "Switch: lost and broken"
+
+_WARM_UP_S = 1.0
+_WARM_UP_SWITCHES = 2
+
+
+@dataclass(slots=True)
+class Taken:
+    """All switches of one system."""
+
+    command_ms: list[float] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    totals: Totals = NOTHING
+    switches: int = 0
+
+
+def run(bench: Bench) -> None:
+    """A few switches of each system, then of each again: a busy moment of the machine meets several of them."""
+    turns, switches = (1, 4) if bench.is_quick else (2, 20)
+    systems = of_balancers(SYSTEMS, bench.balancers)
+    taken = {system: Taken() for system in systems}
+    with bench.servers() as servers:
+        for _ in range(turns):
+            for system in systems:
+                if system.name not in bench.record.left_out:
+                    with bench.survive(system.name), bench.running(system, servers) as running:
+                        turn(running, switches, taken[system])
+    for system, all_of_it in taken.items():
+        _record(bench, system.name, all_of_it)
+
+
+def turn(system: System, switches: int, taken: Taken, rate: int = RATE) -> None:
+    """So many switches under load, after some that warm up and count only for what is lost."""
+    command_ms = []
+    with Traffic(system.port, rate=rate) as traffic:
+        time.sleep(_WARM_UP_S)
+        for _ in range(_WARM_UP_SWITCHES + switches):
+            command_ms.append(_switch(system, traffic))
+            time.sleep(system.pause_s)
+    taken.command_ms += command_ms[_WARM_UP_SWITCHES:]
+    taken.seen += traffic.seen[_WARM_UP_SWITCHES:]
+    taken.totals += traffic.totals
+    taken.switches += len(command_ms)
+
+
+def _switch(system: System, traffic: Traffic) -> float:
+    """The command's milliseconds."""
+    system.settle()
+    old, new = system.live, other(system.live)
+    at_ns = time.monotonic_ns()
+    system.switch(new)
+    command_ms = (time.monotonic_ns() - at_ns) / 1e6
+    traffic.switched(old, new, at_ns)
+    return command_ms
+
+
+def _record(bench: Bench, name: str, taken: Taken) -> None:
+    record = bench.record
+    record.add(COMMAND, name, "ms", taken.command_ms)
+    record.add(FIRST_NEW, name, "ms", [seen.first_new_ms for seen in taken.seen if seen.first_new_ms is not None])
+    record.add(LAST_OLD, name, "ms", [seen.last_old_ms for seen in taken.seen])
+    record.add(WORST, name, "ms", [seen.worst_ms for seen in taken.seen])
+    if taken.switches:
+        record_losses(bench, LOST, name, taken.switches, taken.totals)
+
+
+def record_losses(bench: Bench, group: str, name: str, switches: int, totals: Totals) -> None:
+    """One line of what was counted."""
+    bench.record.count(
+        group,
+        name,
+        switches=switches,
+        requests=totals.answered + sum(totals.lost.values()),
+        lost=sum(totals.lost.values()),
+        by_kind=", ".join(f"{count} {kind}" for kind, count in totals.lost.items()) or "none",
+        streams=totals.streams_done + totals.streams_broken,
+        streams_broken=totals.streams_broken,
+        websockets=totals.websockets_opened,
+        websockets_broken=totals.websockets_broken,
+        not_sent=totals.skipped,
+    )
