@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 _PIDFD_GETFD = 438  # the same on every architecture
@@ -66,11 +67,16 @@ def _is_lent_by(pid: int) -> bool:
 
 def _duplicate(process: int, descriptor: int) -> int:
     """Raises: OSError."""
-    found = int(ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, descriptor, 0))
+    found = int(_libc().syscall(_PIDFD_GETFD, process, descriptor, 0))
     if found < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return found
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _is_of_this_user(pid: int) -> bool:

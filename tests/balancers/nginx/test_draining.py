@@ -317,6 +317,23 @@ def test_it_may_be_asked_by_many(scene, clients):
     assert found == [4] * 20
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_where_netlink_may_not_be_asked(clients, host):
+    """The tables in /proc say the same."""
+    if host == "::1" and not has_ipv6():
+        pytest.skip("this machine has no ::1")
+    family = socket.AF_INET6 if host == "::1" else socket.AF_INET
+    server = clients.enter_context(socket.create_server((host, 0), family=family))
+    port = server.getsockname()[1]
+    client = clients.enter_context(socket.create_connection((host, port)))
+    asked, read = SocketTables(), SocketTables()
+    read._is_own = False
+    found = asked.tcp_to(remote_keys(host, port))
+    assert [one.inode for one in found] == [os.fstat(client.fileno()).st_ino]
+    assert read.tcp_to(remote_keys(host, port)) == found
+    assert found[0].inode in asked.established() & read.established()
+
+
 def test_connections_of_a_network_of_its_own(clients):
     """A process in another network namespace is looked at with that one's tables."""
     if os.geteuid() != 0:
