@@ -4,8 +4,8 @@ The kernel knows which connections lead to which server, and by their inodes whi
 know is whether a connection carries something: nginx keeps idle ones to the servers for up to 4 s (`keepalive_timeout`
 of the pools), so a pool may take that much longer until it counts none. A server that two pools list counts for both.
 
-Measured on a busy machine, CPU time of `held` with 100 and 5,000 requests in flight to a pool (all ends on this machine:
-400 and 20,000 sockets): 5 and 40 ms; 7 and 105 ms at the first look, which finds out whose they are.
+Measured on a busy machine, CPU time of `held` with 100 and 5,000 requests in flight to a pool (all ends on one machine,
+so 400 and 20,000 sockets): 5 and 40 ms; 7 and 105 ms at the first look, which finds out whose they are.
 """
 
 from __future__ import annotations
