@@ -160,8 +160,11 @@ class Balancer(Protocol):
     def reinstall(self, revision: str) -> None:
         """Put back what was installed before. Does not reload. Raises: StateError when it is no longer kept."""
 
-    def reload(self) -> None:
-        """Make the running balancer read what is installed. Raises: ReloadFailed."""
+    def reload(self, *, gently: bool = True) -> None:
+        """Make the running balancer read what is installed. Raises: ReloadFailed.
+
+        `gently` may take a moment more, for the sake of clients whose idle connections would be cut.
+        """
 
     def prepare(self, intent: Intent) -> None:
         """Do ahead what a `commit` of just this intent would do before anything moves; nothing is served otherwise yet.

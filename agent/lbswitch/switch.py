@@ -292,7 +292,7 @@ class Switcher:
                 with self._staged(intent, files):
                     self._begin(moves, after, request)
                 undo = self._serving.undo_for(after, files)
-                self._serving.move(intent, files)
+                self._serving.move(intent, files, gently=request.kind is not Kind.FAILOVER)
                 watch.lap("commit")
                 if files is not None:
                     self._serving.verify(after, reloaded=True)

@@ -128,7 +128,7 @@ class FakeBalancer:
         assert revision in self._files
         self.revision = self.intended = revision
 
-    def reload(self) -> None:
+    def reload(self, *, gently: bool = True) -> None:
         self.reloads += 1
 
     def prepare(self, intent: Intent) -> None:

@@ -169,7 +169,7 @@ class HAProxy(HAProxyBalancer):
         self._process.start(self._binds)
         self._live.eject_again()
 
-    def reload(self) -> None:
+    def reload(self, *, gently: bool = True) -> None:  # noqa: ARG002 - of the port
         """Have a new worker read what is installed; the old one finishes its connections. Raises: ReloadFailed."""
         self._process.reload(self._binds)
         self._live.eject_again()

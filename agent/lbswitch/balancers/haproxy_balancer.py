@@ -97,5 +97,5 @@ class HAProxyBalancer(ABC):
         return self._draining
 
     @abstractmethod
-    def reload(self) -> None:
+    def reload(self, *, gently: bool = True) -> None:
         """Have a new worker read what is installed. Raises: ReloadFailed."""

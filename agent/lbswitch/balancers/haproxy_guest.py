@@ -192,7 +192,7 @@ class HAProxyGuest(HAProxyBalancer):
         """Its owner starts it."""
         return f"HAProxy is its owner's to start: {self._control.trouble() or self._control.how_to('start')}"
 
-    def reload(self) -> None:
+    def reload(self, *, gently: bool = True) -> None:  # noqa: ARG002 - of the port
         """Ask for a reload and see a new worker take over. Raises: ReloadFailed."""
         try:
             handover = Handover(self._runtime)

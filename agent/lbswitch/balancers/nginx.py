@@ -21,10 +21,11 @@ from lbswitch.balancers.nginx_draining import NginxDraining
 from lbswitch.balancers.nginx_drift import NginxDrift
 from lbswitch.balancers.nginx_pointer import Pointer, make_directory
 from lbswitch.balancers.nginx_process import NginxProcess
+from lbswitch.balancers.nginx_retiring import Retiring
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.running import children
 from lbswitch.balancers.templating import Templates
-from lbswitch.core.config import Config
+from lbswitch.core.config import Config, Switching
 from lbswitch.core.model import Intent, Observation
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import BalancerTooOld, CheckFailed, StartFailed, StateError
@@ -49,6 +50,7 @@ class Nginx(NginxBalancer):
         self._templates = Templates("nginx", None if override is None else Path(override))
         self._users = nginx_user.Chooser(config.balancer.user, self._state_dir)
         self._process = NginxProcess(self._prefix)
+        self._retiring = Retiring(self._prefix)
         self._cache: tuple[Hashable, Rendered] | None = None
         rendered, pointer = RenderedDirectory(self._prefix), Pointer(self._state_dir)
         drift = NginxDrift(pointer, rendered, self.observe, self._workers, self.render)
@@ -143,7 +145,18 @@ class Nginx(NginxBalancer):
             make_directory(self._prefix)
         except OSError as error:
             raise StateError(f"{error.filename}: {error.strerror}; the installed configuration is unchanged") from error
+        self._retire_for(rendered.revision)
         self._rendered.install(rendered)
+
+    def reinstall(self, revision: str) -> None:
+        """Put a kept revision back. Raises: StateError."""
+        self._retire_for(revision)
+        super().reinstall(revision)
+
+    def _retire_for(self, revision: str) -> None:
+        """Only where switches reload: the test of a file for every request costs too much elsewhere."""
+        if any(self._config.switching(name) is Switching.RELOAD for name in self._config.services):
+            self._retiring.replaces(self.installed(), revision)
 
     # -- what is served ----------------------------------------------------------------------------------------
 
@@ -181,8 +194,10 @@ class Nginx(NginxBalancer):
         """Stop it gracefully, within a bounded time. Raises: StartFailed."""
         self._process.stop()
 
-    def reload(self) -> None:
+    def reload(self, *, gently: bool = True) -> None:
         """Have it read what is installed. Raises: ReloadFailed."""
+        if gently and not self.reload_is_free:
+            self._retiring.announce()
         self._process.reload(self._binds())
 
     def _binds(self) -> dict[str, Endpoint]:

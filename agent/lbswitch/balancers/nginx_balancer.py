@@ -95,5 +95,5 @@ class NginxBalancer(ABC):
         return self._draining
 
     @abstractmethod
-    def reload(self) -> None:
+    def reload(self, *, gently: bool = True) -> None:
         """Have it read what is installed. Raises: ReloadFailed."""

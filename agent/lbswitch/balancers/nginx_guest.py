@@ -210,7 +210,7 @@ class NginxGuest(NginxBalancer):
             f"{self._control.how_to(verb)}"
         )
 
-    def reload(self) -> None:
+    def reload(self, *, gently: bool = True) -> None:  # noqa: ARG002 - of the port
         """Have it read what is installed, if anything of it is included. Raises: ReloadFailed."""
         if self._control.is_running() and self._is_left_out():
             return

@@ -126,14 +126,15 @@ def warnings(case: Case) -> Iterator[Finding]:
 
 
 def costly_reloads(case: Case) -> Iterator[Finding]:
-    """Nginx before 1.27.4 cuts idle connections with every reload, and here each switch is one."""
+    """Nginx before 1.27.4 cuts connections that are idle when it reloads, and here each switch is a reload."""
     if case.version_number >= (1, 27, 4):
         return
     for name, service in case.services.items():
         if service.switching == "reload":
             yield warning(
-                f"nginx {case.version} closes idle keep-alive connections when it reloads, and with switching: reload "
-                f"every switch of {name} is a reload: clients lose requests that are on their way",
+                f"nginx {case.version} cuts idle keep-alive connections when it reloads, and with switching: reload "
+                f"every switch of {name} is a reload: it waits 0.3 s for clients to leave, and who was idle for longer "
+                "may lose a request that is on its way",
                 f"services.{name}.switching: pointer; or nginx 1.27.4 or newer (keepalive_min_timeout)",
                 name,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from lbswitch.core import guard
@@ -77,24 +77,38 @@ class Moving(Looking):
         need_force(guard.lost_pools(before, self.balancer.pools(rendered), self.config))
 
     def undo_for(self, services: Iterable[str], files: Rendered | None) -> Undo:
-        """How to return from a move of these services with these files."""
+        """How to return from a move of these services with these files; with what is still to be put back."""
+        pending = self._pending or Undo({}, None)
         revision = None if files is None else self.balancer.intended_revision()
-        return Undo({name: self.intent.services[name] for name in services}, revision)
+        before = {name: self.intent.services[name] for name in services}
+        return Undo({**pending.services, **before}, pending.revision or revision)
 
-    def move(self, after: Intent, files: Rendered | None) -> None:
-        """Serve `after` from now on; the caller verifies. Raises: BalancerError, StateError."""
+    def move(self, after: Intent, files: Rendered | None, *, gently: bool = True) -> None:
+        """Serve `after` from now on; the caller verifies. `gently` is for the reload that new files need.
+
+        Raises: BalancerError, StateError.
+        """
         before = self.intent
         self._moves += 1
         if files is not None:
-            self._install(before, after, files)
+            self._install(before, after, files, gently=gently)
         self._step("commit")
         names = changed(before, after)
         for name in names:
             self.sights[name] = Sight(verified=False, detail="a switch is under way", at=time.time())
         self.balancer.commit(after, names)
         self.intent = after
+        self._stands(names, files=files is not None)
 
-    def _install(self, before: Intent, after: Intent, files: Rendered) -> None:
+    def _stands(self, services: Collection[str], *, files: bool) -> None:
+        """These services, and the installed files, are meant to be so now: nothing puts them back any more."""
+        pending = self._pending
+        if pending is not None:
+            left = {name: intent for name, intent in pending.services.items() if name not in services}
+            revision = None if files else pending.revision
+            self._pending = Undo(left, revision) if left or revision is not None else None
+
+    def _install(self, before: Intent, after: Intent, files: Rendered, *, gently: bool) -> None:
         """Install and reload, with old and new workers both finding their way while that lasts.
 
         So the pointer first holds what both read: the routes as they were, with all that the new files look for.
@@ -112,7 +126,7 @@ class Moving(Looking):
         self.balancer.install(files)
         if self.balancer.is_running():
             self._step("reload")
-            self.balancer.reload()
+            self.balancer.reload(gently=gently)
 
     def put_back(self, undo: Undo) -> None:
         """Serve again what was served, and see it. Raises: BalancerError, StateError; `settle` then tries again."""
@@ -125,7 +139,7 @@ class Moving(Looking):
             if undo.revision is not None and undo.revision != self.balancer.installed():
                 self.balancer.reinstall(undo.revision)
                 if self.balancer.is_running():
-                    self.balancer.reload()
+                    self.balancer.reload(gently=False)
             self.balancer.commit(self.intent, services)
             self._pending = None
         self.verify(services, reloaded=undo.revision is not None)

@@ -2,6 +2,7 @@
 
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def test_moved_state_directory(site):
 def test_reload_switching(site, service):
     """`switching: reload` renders the color: no test per request, and the listener shows it after the reload."""
     shop = site({"shop": service(switching="reload")})
-    assert "-f " not in (shop.prefix / "current" / "nginx.conf").read_text()
+    assert str(shop.state_dir / "live") not in (shop.prefix / "current" / "nginx.conf").read_text()
     shop.apply(shop.after(shop=GREEN))
     assert shop.color() == "green"
     assert shop.observe().shows(shop.intent.services["shop"], shop.nginx.installed())
@@ -171,3 +172,40 @@ def test_reload_switching(site, service):
     assert shop.observe().share_green == 50
     shop.apply(shop.after(shop=BLUE))
     assert {shop.color() for _ in range(10)} == {"blue"}
+
+
+def test_clients_leave_workers_that_a_reload_replaces(site, service):
+    """On an nginx that cuts idle connections, the answers before the reload close them; bodies pass as ever."""
+    shop = site({"shop": service(switching="reload")})
+    closed, is_over = [], threading.Event()
+
+    def use() -> None:
+        client = shop.connect()
+        while not is_over.is_set():
+            client.request("POST", "/", b"x" * 40_000)
+            answer = client.getresponse()
+            body = answer.read()
+            closed.append((answer.getheader("Connection"), answer.status, len(body) > 0))
+        client.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        using = pool.submit(use)
+        wait_until(lambda: closed, "the client has an answer")
+        shop.apply(shop.after(shop=GREEN))
+        is_over.set()
+        using.result()
+    assert all((status, is_whole) == (200, True) for _, status, is_whole in closed)
+    said = [connection for connection, _, _ in closed]
+    assert shop.nginx.reload_is_free or said.count("close") > 10  # else the one in flight at the most
+
+
+def test_who_died_before_the_reload_leaves_connections_open(site, service):
+    """The old configuration that is put back keeps connections open again."""
+    shop = site({"shop": service(switching="reload")})
+    before = shop.nginx.installed()
+    shop.nginx.install(shop.nginx.render(shop.after(shop=GREEN)))
+    flag = shop.prefix / "closing" / before
+    flag.parent.mkdir()
+    flag.touch()
+    shop.nginx.reinstall(before)
+    assert not flag.exists()
