@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark import bounds, machine, markdown, plots, programs, promises
+from scripts.benchmark import bounds, machine, markdown, plots, programs, promises, summary
 from scripts.benchmark.bench import Bench
 from scripts.benchmark.figures import Record, say
 from scripts.benchmark.place import Place
@@ -20,7 +20,9 @@ from scripts.benchmark.suites import SUITES
 from lbswitch import __version__
 
 _BALANCERS = ("nginx", "haproxy")
-_RESULTS = Path(__file__).resolve().parents[2] / "docs" / "bench"
+_DOCS = Path(__file__).resolve().parents[2] / "docs"
+_RESULTS = _DOCS / "bench"
+_PERFORMANCE = _DOCS / "performance.md"
 
 
 def main() -> int:
@@ -92,6 +94,8 @@ def _publish(record: Record, described: Mapping[str, str], options: argparse.Nam
     page = markdown.page(record, described, judged, drawn)
     if output is not None:
         (output / f"{__version__}.md").write_text(page)
+    if output == _RESULTS:
+        _PERFORMANCE.write_text(summary.fill(_PERFORMANCE.read_text(), record, described["date"]))
     print(page)
 
 

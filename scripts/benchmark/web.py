@@ -97,7 +97,7 @@ def _read(sock: socket.socket) -> tuple[bytes, bytes]:
 def _received(sock: socket.socket) -> bytes:
     chunk = sock.recv(65536)
     if not chunk:
-        raise ConnectionError("the agent closed the connection before the answer was complete")
+        raise ConnectionError("the connection was closed before the answer was complete")
     return chunk
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scripts.benchmark import bounds, markdown, plots, promises
+from scripts.benchmark import bounds, markdown, plots, promises, summary
 from scripts.benchmark.bench import Bench
 from scripts.benchmark.daemon import Daemon
 from scripts.benchmark.figures import Figure, Record
 from scripts.benchmark.native import NativeLoad, Origin
 from scripts.benchmark.place import Place
 from scripts.benchmark.promises import Promise
-from scripts.benchmark.suites import SUITES, cost, scale, switch, zero
+from scripts.benchmark.suites import SUITES, cost, limits, scale, switch, zero
 from scripts.benchmark.systems.agents import HaproxyMap, NewNginxReload, NginxPointer, NginxReload
 from scripts.benchmark.systems.catalog import SYSTEMS, of_balancers
 from scripts.benchmark.systems.nginx import NginxByHand
@@ -220,6 +220,25 @@ def test_the_page_shows_figures_promises_and_what_is_missing():
     assert "1.75x nginx pointer: switch 1 of 1" in page or "| 1 |" in page
     columns = {line.count("|") for line in page.splitlines() if line.startswith("| nginx pointer")}
     assert len(columns) == 1
+
+
+def test_the_measured_part_of_a_document_is_replaced_and_nothing_else():
+    text = f"before\n\n{summary.BEGIN}\nold\n{summary.END}\n\nafter\n"
+    record = _record()
+    for limit in (limits.SQLITE, limits.RENAME):
+        record.add(limits.GROUP, limit, "ms", [0.25])
+    filled = summary.fill(text, record, "2030-01-01")
+    assert filled.startswith(f"before\n\n{summary.BEGIN}\n")
+    assert filled.endswith(f"{summary.END}\n\nafter\n")
+    assert "old\n" not in filled
+    assert f"| {NginxByHand.name} | 110.00 | 120.00 | 108.00 later |  |" in filled
+    assert f"| {NginxPointer.name}: command; commit, rename, commit | 0.75 | 2.00 |" in filled
+    assert summary.fill(filled, record, "2030-01-01") == filled
+
+
+def test_the_document_about_performance_can_be_filled():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "performance.md").read_text()
+    assert summary.fill(text, Record(), "2030-01-01")
 
 
 def test_plots_are_drawn_and_the_same_figures_give_the_same_file(tmp_path: Path):

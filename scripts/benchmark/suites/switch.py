@@ -35,14 +35,16 @@ def run(bench: Bench) -> None:
     turns, switches = (1, 4) if bench.is_quick else (2, 20)
     systems = of_balancers(SYSTEMS, bench.balancers)
     taken = {system: Taken() for system in systems}
-    with bench.servers() as servers:
-        for _ in range(turns):
-            for system in systems:
-                if system.name not in bench.record.left_out:
-                    with bench.survive(system.name), bench.running(system, servers) as running:
-                        turn(running, switches, taken[system])
-    for system, all_of_it in taken.items():
-        _record(bench, system.name, all_of_it)
+    try:
+        with bench.servers() as servers:
+            for _ in range(turns):
+                for system in systems:
+                    if system.name not in bench.record.left_out:
+                        with bench.survive(system.name), bench.running(system, servers) as running:
+                            turn(running, switches, taken[system])
+    finally:  # also what was measured until time was over
+        for system, all_of_it in taken.items():
+            _record(bench, system.name, all_of_it)
 
 
 def turn(system: System, switches: int, taken: Taken, rate: int = RATE) -> None:

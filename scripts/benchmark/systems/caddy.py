@@ -46,6 +46,7 @@ class Caddy(System):
             self._daemon.stop()
 
     def move(self, to: Color) -> None:
+        """On a new connection: Caddy closes the old one with every change."""
         with closing(http.client.HTTPConnection(self._admin, timeout=10)) as connection:
             body = json.dumps(self._upstreams(to))
             connection.request("PATCH", "/id/shop/upstreams", body, {"Content-Type": "application/json"})

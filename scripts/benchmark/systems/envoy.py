@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any
 
 import psutil
@@ -40,6 +39,7 @@ class Envoy(System):
 
     def start(self) -> None:
         self._admin_port = free_port()
+        self._admin = http.client.HTTPConnection(f"127.0.0.1:{self._admin_port}", timeout=10)  # kept open
         path = self.directory / "envoy.json"
         path.write_text(json.dumps(self._configuration()))
         argv = [self.program(), "-c", str(path), "--concurrency", str(WORKERS), "--disable-hot-restart", "-l", "error"]
@@ -47,13 +47,13 @@ class Envoy(System):
 
     def stop(self) -> None:
         if hasattr(self, "_daemon"):
+            self._admin.close()
             self._daemon.stop()
 
     def move(self, to: Color) -> None:
-        with closing(http.client.HTTPConnection(f"127.0.0.1:{self._admin_port}", timeout=10)) as connection:
-            connection.request("POST", f"/runtime_modify?shop.green={100 if to == 'green' else 0}")
-            answer = connection.getresponse()
-            said = answer.read().decode()
+        self._admin.request("POST", f"/runtime_modify?shop.green={100 if to == 'green' else 0}")
+        answer = self._admin.getresponse()
+        said = answer.read().decode()
         if answer.status != 200:
             raise RuntimeError(f"Envoy answered {answer.status}: {said}")
 
