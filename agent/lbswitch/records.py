@@ -49,11 +49,22 @@ class Records:
     def write_late(self) -> None:
         """Try again to record what a full disk did not take."""
         while self._late:
+            ended, services = self._late[0]
             try:
-                self._store.finish(*self._late[0])
+                self._store.finish(ended, {**services, **self._moved_since(ended)})
             except StateError:
                 return
             del self._late[0]
+
+    def _moved_since(self, ended: Sequence[Operation]) -> dict[str, ServiceIntent]:
+        """What later operations have left, of the services of these. Raises: StateError."""
+        stored = self._store.services()
+        begun = [found for each in ended if (found := self._store.operation(each.id)) is not None]
+        return {
+            each.service: now
+            for each in begun
+            if (now := stored.get(each.service)) is not None and now.generation > each.generation
+        }
 
     def unforeseen(self, error: Exception) -> LbswitchError:
         """The error itself if it is one of ours; else one that says so, after the log has got the traceback.

@@ -69,7 +69,7 @@ class Recoveries:
         agent if this one dies too.
         """
         on_disk = self._serving.balancer.committed()
-        unfinished = self._store.unfinished()
+        unfinished = self._not_outlived(self._store.unfinished())
         restored = [each for each in unfinished if each.operation.kind is Kind.RESTORE]
         decided = [self._decided(each, on_disk) for each in unfinished if each.operation.kind is not Kind.RESTORE]
         recoveries = []
@@ -80,6 +80,20 @@ class Recoveries:
                 why = recovery.why if recovery.together else "the service is no longer configured"
                 self._close(replace(recovery, finish=False, why=why))
         return recoveries
+
+    def _not_outlived(self, unfinished: Sequence[OpenOperation]) -> list[OpenOperation]:
+        """Those that were the last of their service. One that was put back, and whose end could not be written before
+        another one was done, is ended: what serves is the other's.
+        """
+        stored, last = self._store.services(), []
+        for each in unfinished:
+            now = stored.get(each.operation.service)
+            if now is None or now.generation <= each.after.generation:
+                last.append(each)
+            else:
+                why = f"it was put back, and another operation has moved traffic to {now.route} since"
+                self._end(Recovery(each, finish=False, why=why), now)
+        return last
 
     def _decided(self, each: OpenOperation, on_disk: Intent | None) -> Recovery:
         if each.operation.service not in self._serving.config.services:
@@ -149,13 +163,16 @@ class Recoveries:
                 self._serving.put_back(Undo(before, None))
 
     def _close(self, recovery: Recovery) -> None:
+        self._end(recovery, recovery.serves)
+
+    def _end(self, recovery: Recovery, serves: ServiceIntent) -> None:
         operation = recovery.open.operation
         state = OperationState.DONE if recovery.finish else OperationState.REVERTED
         operation = replace(operation, notes=(*operation.notes, recovery.why))
         if not recovery.finish:
             operation = replace(operation, generation=recovery.open.before.generation, error=recovery.why)
         ended = self._records.end(operation, state)
-        self._store.finish([ended], {operation.service: recovery.serves})
+        self._store.finish([ended], {operation.service: serves})
         self._records.tell(ended)
 
 

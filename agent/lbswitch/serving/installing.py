@@ -136,6 +136,7 @@ class Installing(Moving):
                 self.balancer.reinstall(before)
                 self.balancer.reload()
             raise
+        self._stands((), files=True)
 
     def _see_revision(self, service: str, revision: str) -> None:
         deadline = time.monotonic() + self.config.services[service].verify.deadline

@@ -55,6 +55,7 @@ class Reconfiguring(Installing):
                     if has_begun:
                         self._return_to(revision)
                     raise
+            self._pending = None
             self.usage.keep(config.services)
             return files is not None
 
@@ -132,7 +133,7 @@ class Reconfiguring(Installing):
             self._reload_and_see(before, both, after)
         self._step("commit")
         balancer.commit(after, after.services)
-        self.intent = after
+        self.intent, self._pending = after, None
 
     def _reload_and_see(self, before: Intent, both: Intent, after: Intent) -> None:
         """New workers serve before any route moves: the old ones know other pools.
