@@ -271,6 +271,9 @@ def test_back_closes_evenly_after_a_while(make_desk: Callable[..., Desk]) -> Non
     open_then = []
     for _ in range(10):
         desk.steps(10)
+        drain = desk.drain(operation)
+        assert drain["open"] + drain["closed"] == 40
+        assert sum(worker["open"] for worker in drain["workers"]) == drain["open"]
         open_then.append(desk.drain(operation)["open"])
     assert open_then == pytest.approx([36, 32, 28, 24, 20, 16, 12, 8, 4, 0], abs=2)
     desk.steps(5)

@@ -73,6 +73,17 @@ class Following:
             return 0
         return excess(self.closing.total, self.drain.open, now - self.closing.since, self.closing.over_s)
 
+    def note_closed(self, closed: int) -> None:
+        """So many were ended, old workers' first, as the next count will find."""
+        left, workers = closed, []
+        for worker in self.drain.workers:
+            gone = min(left, worker.open)
+            left -= gone
+            if worker.open > gone:
+                workers.append(worker._replace(open=worker.open - gone))
+        still_open = sum(worker.open for worker in workers)
+        self.drain = replace(self.drain, open=still_open, workers=tuple(workers), closed=self.drain.closed + closed)
+
     def pause_s(self, now: float, took_s: float) -> float:
         """How long until somebody should look again, a look taking `took_s`."""
         age_s = now - self.since

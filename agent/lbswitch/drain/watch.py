@@ -231,7 +231,7 @@ class DrainWatch:
         try:
             while most > 0:
                 closed = self._close(following, min(most, _AT_ONCE))
-                following.drain = replace(following.drain, closed=following.drain.closed + closed)
+                following.note_closed(closed)
                 self.closed[following.pool] += closed
                 most = most - closed if closed else 0
         except BalancerError as error:
