@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,29 +33,34 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What clients saw of everything."""
+    """What clients saw of everything.
 
-    answered: int
-    lost: Mapping[str, int]
-    streams_done: int
-    streams_broken: int
-    websockets_opened: int
-    websockets_broken: int
-    reopened: int
-    skipped: int
+    `lost_on` says on which kind of connection (`kept`, `new`), of the last hundred losses of each turn.
+    """
+
+    answered: int = 0
+    lost: Mapping[str, int] = field(default_factory=dict)
+    lost_on: Mapping[str, int] = field(default_factory=dict)
+    streams_done: int = 0
+    streams_broken: int = 0
+    websockets_opened: int = 0
+    websockets_broken: int = 0
+    reopened: int = 0
+    skipped: int = 0
 
     @property
     def broken(self) -> int:
         return self.streams_broken + self.websockets_broken
 
     def __add__(self, other: Totals) -> Totals:
-        kinds = {*self.lost, *other.lost}
-        lost = {kind: self.lost.get(kind, 0) + other.lost.get(kind, 0) for kind in sorted(kinds)}
-        rest = {name: getattr(self, name) + getattr(other, name) for name in self.__slots__ if name != "lost"}
-        return Totals(lost=lost, **rest)
+        return Totals(*(_sum(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)))
 
 
-NOTHING = Totals(0, {}, 0, 0, 0, 0, 0, 0)
+def _sum(one: Any, other: Any) -> Any:
+    """Of numbers, or of two counts by kind."""
+    if isinstance(one, Mapping):
+        return {kind: one.get(kind, 0) + other.get(kind, 0) for kind in sorted({*one, *other})}
+    return one + other
 
 
 @dataclass(slots=True)
@@ -114,6 +120,7 @@ def totals_of(report: Mapping[str, Any]) -> Totals:
     return Totals(
         answered=sum(totals["answered"].values()),
         lost={kind: count for kind, count in sorted(totals["lost"].items()) if count},
+        lost_on=Counter(one["what"] for one in report["failures"] if one["what"] in ("kept", "new")),
         streams_done=totals["streams_done"],
         streams_broken=totals["streams_broken"],
         websockets_opened=totals["ws_opened"],

@@ -113,9 +113,11 @@ def test_a_switch_of_the_pointer_under_load_loses_nothing_and_is_timed(place: Pl
 
 
 def test_totals_of_turns_are_added():
-    one = Totals(10, {"reset": 1}, 1, 0, 2, 0, 0, 3)
-    two = Totals(20, {"reset": 2, "closed": 1}, 1, 1, 2, 1, 4, 0)
-    assert one + two == Totals(30, {"closed": 1, "reset": 3}, 2, 1, 4, 1, 4, 3)
+    one = Totals(10, {"reset": 1}, {"kept": 1}, streams_done=1, websockets_opened=2, skipped=3)
+    two = Totals(20, {"reset": 2, "closed": 1}, {}, streams_done=1, streams_broken=1, websockets_broken=1)
+    both = one + two
+    assert (both.answered, both.lost, both.lost_on) == (30, {"closed": 1, "reset": 3}, {"kept": 1})
+    assert (both.streams_done, both.websockets_opened, both.skipped, both.broken) == (2, 2, 3, 2)
 
 
 def test_traffic_tells_of_lost_requests(servers: Servers):

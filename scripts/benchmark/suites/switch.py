@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scripts.benchmark.bench import Bench
 from scripts.benchmark.systems.catalog import SYSTEMS, of_balancers
 from scripts.benchmark.systems.system import System, other
-from scripts.benchmark.traffic import NOTHING, RATE, Seen, Totals, Traffic
+from scripts.benchmark.traffic import RATE, Seen, Totals, Traffic
 
 COMMAND = "Switch: command"
 FIRST_NEW = "Switch: first new answer"
@@ -26,7 +27,7 @@ class Taken:
 
     command_ms: list[float] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
-    totals: Totals = NOTHING
+    totals: Totals = field(default_factory=Totals)
     switches: int = 0
 
 
@@ -82,6 +83,10 @@ def _record(bench: Bench, name: str, taken: Taken) -> None:
         record_losses(bench, LOST, name, taken.switches, taken.totals)
 
 
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
+
+
 def record_losses(bench: Bench, group: str, name: str, switches: int, totals: Totals) -> None:
     """One line of what was counted."""
     bench.record.count(
@@ -90,7 +95,8 @@ def record_losses(bench: Bench, group: str, name: str, switches: int, totals: To
         switches=switches,
         requests=totals.answered + sum(totals.lost.values()),
         lost=sum(totals.lost.values()),
-        by_kind=", ".join(f"{count} {kind}" for kind, count in totals.lost.items()) or "none",
+        by_kind=_words(totals.lost),
+        last_100_of_a_turn=_words(totals.lost_on),
         streams=totals.streams_done + totals.streams_broken,
         streams_broken=totals.streams_broken,
         websockets=totals.websockets_opened,
