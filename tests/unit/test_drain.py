@@ -361,6 +361,23 @@ def test_what_cant_be_closed_is_said_once_and_left(make_desk: Callable[..., Desk
     assert desk.store.operation(operation.id).drain.note == f"not closed: {why}"
 
 
+def test_a_moment_in_which_nobody_can_tell_stops_no_closing(make_desk: Callable[..., Desk]) -> None:
+    """Where it stays so, that is the reason why nothing is closed."""
+    desk = make_desk(forward="close", close_over="1s")
+    desk.draining.open[LEFT] = None
+    desk.move()
+    desk.steps(4)
+    assert desk.types() == []
+    desk.leave(4)
+    desk.steps(20)
+    assert desk.closed() == 4
+    desk.draining.open[LEFT_GREEN] = None
+    operation = desk.move(BLUE)
+    desk.steps(6)
+    assert desk.drain(operation)["note"] == "not closed: they can't be counted"
+    assert desk.types()[-2:] == ["drain-unknown", "not-closed"]
+
+
 def test_close_by_hand(desk: Desk) -> None:
     """What is left now, over the time that was asked for, whatever the policy says."""
     desk.leave(4)

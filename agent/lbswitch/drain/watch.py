@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from lbswitch.core.config import Leftover
+from lbswitch.core.drain import closing_pause_s
 from lbswitch.core.model import Color, Drain, DrainState, Kind, Operation, OperationState, PoolKey
 from lbswitch.drain.following import Closing, Following
 from lbswitch.errors import BalancerError, Busy, Refused, UnknownService
@@ -103,8 +104,9 @@ class DrainWatch:
         """Until the next count; None when there is nothing to count."""
         now, following = self._monotonic(), list(self.by_service.values())
         pauses = [each.pause_s(now, self._took_s) for each in following]
-        pauses += [max(_BREATH_S, at - now) for each in following if (at := self._closes_at(each)) is not None]
-        if self._unsaved:
+        soon_s = closing_pause_s(0, 0.0, self._took_s)
+        pauses += [max(soon_s, at - now) for each in following if (at := self._closes_at(each)) is not None]
+        if self._unsaved or self._heard:
             pauses.append(_RETRY_S)
         return min(pauses, default=None)
 
@@ -145,7 +147,9 @@ class DrainWatch:
                 self._leave(told["service"])
             if told["drain"] is not None:
                 self.by_service[told["service"]] = self._following(told, Drain.from_json(told["drain"]))
-        for service in [name for name in self.by_service if name not in self._serving.config.services]:
+        configured = self._serving.config.services
+        self.over = {name: each for name, each in self.over.items() if name in configured}
+        for service in [name for name in self.by_service if name not in configured]:
             self._end(self.by_service.pop(service), DrainState.SUPERSEDED, "the service is no longer configured")
 
     def _following(self, told: Mapping[str, Any], drain: Drain) -> Following:
@@ -221,7 +225,8 @@ class DrainWatch:
     def _close_due(self, following: Following) -> None:
         now, service = self._monotonic(), following.pool.service
         begins_at = self._closes_at(following)
-        if begins_at is not None and now >= begins_at and following.drain.open != 0:
+        is_known = following.drain.open is not None or following.unknown >= _TRIES
+        if begins_at is not None and now >= begins_at and following.drain.open != 0 and is_known:
             why = self._why_not_closed(following)
             if why is None:
                 self._begin_closing(following, self._serving.config.services[service].drain.close_over)

@@ -4,7 +4,10 @@ from itertools import pairwise, product
 
 import pytest
 
+from lbswitch.core.config_text import parse
 from lbswitch.core.drain import ceiling, closing_pause_s, counting_pause_s, excess
+from lbswitch.core.model import Kind
+from lbswitch.errors import ConfigError
 
 TOTALS = (0, 1, 2, 3, 4, 5, 7, 10, 64, 99, 100, 1000, 12_345)
 SPANS_S = (0.001, 0.5, 1.0, 3.0, 10.0, 90.0, 3600.0)
@@ -67,6 +70,45 @@ def test_it_is_counted_more_and_more_seldom_and_costs_little(took_s: float) -> N
     assert all(pause >= min(took_s * 100, 20.0) for pause in pauses)
     if took_s == 0:
         assert (pauses[0], pauses[-1]) == (0.1, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("drain", "problem"),
+    [
+        ("{back: clos}", "services.shop.drain.back: is 'clos', which is none of wait, close"),
+        ("{back: close, close_over: 0s}", "services.shop.drain.close_over: is '0s', which is shorter than 1ms"),
+        ("{close_after: 5}", "services.shop.drain.close_after: is 5, which is not a duration"),
+        ("{backward: close}", "services.shop.drain.backward: unknown key 'backward'"),
+    ],
+)
+def test_a_wrong_policy_is_an_error_with_its_line(drain: str, problem: str) -> None:
+    """As with every other key."""
+    with pytest.raises(ConfigError) as raised:
+        parse(CONFIG.format(drain=drain), "lbswitch.yaml")
+    assert str(raised.value).startswith(f"lbswitch.yaml:7: {problem}")
+
+
+def test_a_policy_for_each_direction() -> None:
+    """Wait is the default; the way back is a rollback or a failover."""
+    policy = parse(CONFIG.format(drain="{back: close, close_after: 2s}"), "x").services["shop"].drain
+    assert {kind: policy.leftover(kind) for kind in Kind} == {
+        Kind.SWITCH: "wait",
+        Kind.WEIGHT: "wait",
+        Kind.RESTORE: "wait",
+        Kind.ROLLBACK: "close",
+        Kind.FAILOVER: "close",
+    }
+    assert (policy.close_after, policy.close_over) == (2.0, 10.0)
+
+
+CONFIG = """balancer: {{kind: nginx}}
+services:
+  shop:
+    bind: 127.0.0.1:8080
+    blue: {{servers: [127.0.0.1:9101]}}
+    green: {{servers: [127.0.0.1:9102]}}
+    drain: {drain}
+"""
 
 
 @pytest.mark.parametrize(("total", "over_s"), ALL)
