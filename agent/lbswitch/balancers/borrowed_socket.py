@@ -13,10 +13,8 @@ from pathlib import Path
 
 _PIDFD_GETFD = 438  # the same on every architecture
 _SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
-_GIVE = (
-    "give the agent CAP_SYS_PTRACE (AmbientCapabilities=CAP_SYS_PTRACE and CapabilityBoundingSet=CAP_SYS_PTRACE in its "
-    "service file)"
-)
+_TRACING = "CAP_SYS_PTRACE"
+_SEEING = "CAP_DAC_READ_SEARCH"  # the list of another user's descriptors is a directory that only they may read
 
 
 @contextlib.contextmanager
@@ -39,14 +37,29 @@ def why_not(pid: int) -> str | None:
             "this system does not let one process end another's connections: pidfd_getfd(2) needs Linux 5.6, and "
             "leave by the service file (SystemCallFilter=pidfd_getfd)"
         )
-    if _is_lent_by(pid):
+    if _is_lent_by(pid) and _is_open(pid):
         return None
+    what = f"this user may not touch the sockets of process {pid}"
     if _is_of_this_user(pid) and _scope() == 1:
-        return (
-            f"this user may not touch the sockets of process {pid}, as kernel.yama.ptrace_scope is 1: set that to 0, "
-            f"or {_GIVE}"
-        )
-    return f"this user may not touch the sockets of process {pid}: {_GIVE}, or run it as root"
+        return f"{what}, as kernel.yama.ptrace_scope is 1: set that to 0, or {_give(_TRACING)}"
+    return f"{what}: {_give(_TRACING, _SEEING)}, or run it as root"
+
+
+def _give(*rights: str) -> str:
+    return (
+        f"give the agent {' and '.join(rights)} (AmbientCapabilities= and CapabilityBoundingSet= in its service file)"
+    )
+
+
+def _is_open(pid: int) -> bool:
+    """Whether its descriptors can be listed; also when it is gone."""
+    try:
+        os.close(os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY))
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _is_lent_by(pid: int) -> bool:

@@ -1,6 +1,6 @@
 """Run as a program: looks at nginx's connections as an ordinary user; prints what it sees. Not a test by itself.
 
-Arguments: the master's pid, and the address of blue's server.
+Arguments: the master's pid, and the address of blue's server. Root becomes that user; who is another one stays so.
 """
 
 import codecs
@@ -27,10 +27,11 @@ def main() -> None:
     draining = NginxDraining(config, lambda: master, is_ours=True, is_inside=False)
     draining.held([_POOL])  # Python may be installed where only root can read: what is imported late comes now
     codecs.lookup("idna")
-    user = pwd.getpwnam("nobody")
-    os.setgroups([])
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
+    if os.geteuid() == 0:
+        user = pwd.getpwnam("nobody")
+        os.setgroups([])
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
     endpoint = parse_endpoint(blue)
     with socket.create_connection((endpoint.host, endpoint.port)):  # as a check of the server's health has one
         print(json.dumps(told(draining)))

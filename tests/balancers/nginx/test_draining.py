@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from tests.balancers.nginx.owner import Guest
 from tests.balancers.nginx.servers import Server
 from tests.balancers.nginx.site import BLUE, GREEN, Site
 from tests.balancers.streams import Idle, Stream, WebSocket
+from tests.support.app import App
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 
@@ -290,21 +292,38 @@ def test_without_rights(site, clients, blue):
     shop = site()
     for _ in range(2):
         clients.enter_context(Stream(parse_endpoint(shop.config.services["shop"].bind).port))
-    argv = [
-        sys.executable,
-        "-m",
-        "tests.balancers.nginx.draining_as_user",
-        str(shop.nginx._process.pid()),
-        blue.address,
-    ]
+    told = as_user([], shop, blue)
+    assert told["held"] == [[None, False, 2]]
+    assert "give the agent CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH" in told["why"]
+    assert told["why"] in told["error"]
+    assert told["old"] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_rights_that_it_asks_for_are_enough(site, clients, blue):
+    """Not being root, with these two it sees whose connections there are, and ends one."""
+    shop = site()
+    for _ in range(2):
+        clients.enter_context(Stream(parse_endpoint(shop.config.services["shop"].bind).port))
+    rights = "-all,+sys_ptrace,+dac_read_search"
+    become = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", f"--inh-caps={rights}"]
+    become.append(f"--ambient-caps={rights}")
+    if shutil.which("setpriv") is None or subprocess.run([*become, sys.executable, "-c", ""], check=False).returncode:
+        pytest.skip("needs setpriv, and a Python that everybody may run")
+    told = as_user(become, shop, blue)
+    assert (told["why"], told["error"]) == (None, "closed")
+    ((pid, is_old, count),) = told["held"]
+    assert pid in {worker.pid for worker in workers(shop.nginx._process.pid())}
+    assert (is_old, count) == (False, 1)
+
+
+def as_user(become: list[str], shop: Site, blue: App) -> dict[str, Any]:
+    argv = [*become, sys.executable, "-m", "tests.balancers.nginx.draining_as_user"]
+    argv += [str(shop.nginx._process.pid()), blue.address]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
     result = subprocess.run(argv, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told["held"] == [[None, False, 2]]
-    assert "give the agent CAP_SYS_PTRACE" in told["why"]
-    assert told["why"] in told["error"]
-    assert told["old"] == []
+    return json.loads(result.stdout)
 
 
 def test_it_may_be_asked_by_many(scene, clients):
