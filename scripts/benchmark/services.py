@@ -83,6 +83,7 @@ def agent(bench: Bench, config: dict[str, Any], *, is_started: bool = True) -> I
             wait_until(lambda: is_healthy(made), "all servers are healthy", 60)
         yield made
     finally:
+        made.kill()  # at once; the directory goes with it
         made.close()
 
 

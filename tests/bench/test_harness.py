@@ -102,7 +102,7 @@ def test_a_switch_of_the_pointer_under_load_loses_nothing_and_is_timed(place: Pl
     bench = Bench(is_quick=True, balancers=["nginx"], place=place)
     taken = switch.Taken()
     with bench.survive("pointer"), bench.running(NginxPointer, servers) as system:
-        switch.turn(system, 2, taken, rate=300)
+        switch.turn(system, switch.Plan(2, rate=300), taken)
     if bench.record.left_out:
         pytest.skip(str(bench.record.left_out))
     assert bench.record.failures == []

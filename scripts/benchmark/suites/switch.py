@@ -18,7 +18,19 @@ WORST = "Switch: slowest request"
 LOST = "Switch: lost and broken"
 
 _WARM_UP_S = 1.0
-_WARM_UP_SWITCHES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many switches in a turn. Those that warm up come first, and count only for what is lost.
+
+    `pace` shortens the pause after each; `rate` is in requests a second.
+    """
+
+    switches: int
+    warm_up: int = 2
+    pace: float = 1.0
+    rate: int = RATE
 
 
 @dataclass(slots=True)
@@ -33,7 +45,7 @@ class Taken:
 
 def run(bench: Bench) -> None:
     """A few switches of each system, then of each again: a busy moment of the machine meets several of them."""
-    turns, switches = (1, 4) if bench.is_quick else (2, 20)
+    turns, plan = (1, Plan(4, 1, 0.6)) if bench.is_quick else (2, Plan(20))
     systems = of_balancers(SYSTEMS, bench.balancers)
     taken = {system: Taken() for system in systems}
     try:
@@ -42,22 +54,22 @@ def run(bench: Bench) -> None:
                 for system in systems:
                     if system.name not in bench.record.left_out:
                         with bench.survive(system.name), bench.running(system, servers) as running:
-                            turn(running, switches, taken[system])
+                            turn(running, plan, taken[system])
     finally:  # also what was measured until time was over
         for system, all_of_it in taken.items():
             _record(bench, system.name, all_of_it)
 
 
-def turn(system: System, switches: int, taken: Taken, rate: int = RATE) -> None:
-    """So many switches under load, after some that warm up and count only for what is lost."""
+def turn(system: System, plan: Plan, taken: Taken) -> None:
+    """Some switches under load."""
     command_ms = []
-    with Traffic(system.port, rate=rate) as traffic:
+    with Traffic(system.port, rate=plan.rate) as traffic:
         time.sleep(_WARM_UP_S)
-        for _ in range(_WARM_UP_SWITCHES + switches):
+        for _ in range(plan.warm_up + plan.switches):
             command_ms.append(_switch(system, traffic))
-            time.sleep(system.pause_s)
-    taken.command_ms += command_ms[_WARM_UP_SWITCHES:]
-    taken.seen += traffic.seen[_WARM_UP_SWITCHES:]
+            time.sleep(system.pause_s * plan.pace)
+    taken.command_ms += command_ms[plan.warm_up :]
+    taken.seen += traffic.seen[plan.warm_up :]
     taken.totals += traffic.totals
     taken.switches += len(command_ms)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from scripts.benchmark.bench import Bench
-from scripts.benchmark.suites.switch import Taken, record_losses, turn
+from scripts.benchmark.suites.switch import Plan, Taken, record_losses, turn
 from scripts.benchmark.systems.agents import HaproxyMap, NginxPointer
 from scripts.benchmark.systems.catalog import BY_RELOAD, of_balancers
 from scripts.benchmark.systems.system import System, other
@@ -74,5 +74,5 @@ class Switches:
 def _with_reload(bench: Bench, system: System) -> None:
     """Twenty reloads with a load that opens many connections and keeps many open."""
     taken = Taken()
-    turn(system, 18, taken)
+    turn(system, Plan(20, warm_up=0), taken)
     record_losses(bench, WITH_RELOAD, system.name, taken.switches, taken.totals)

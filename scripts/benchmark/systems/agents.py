@@ -64,6 +64,7 @@ class Lbswitch(System):
         if hasattr(self, "_client"):
             self._client.close()
         if hasattr(self, "agent"):
+            self.agent.kill()  # at once; the directory goes with it
             self.agent.close()
 
     def move(self, to: Color) -> None:
