@@ -114,6 +114,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.automatic.finish()
+        await self.in_thread(self.switcher.record_late)
 
     def stop(self) -> None:
         """Let `run` end; operations that are under way are completed."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from lbswitch.core.model import Operation, OperationState, ServiceIntent
 from lbswitch.errors import LbswitchError, StateError
 from lbswitch.events import Events
 from lbswitch.ports import Store
 
+_UNRECORDED = 1000
 _LEVELS = {OperationState.DONE: "info", OperationState.ALREADY: "info", OperationState.REFUSED: "warning"}
 
 
@@ -22,6 +25,7 @@ class Records:
         self._events = events
         self._clock = clock
         self._late: list[tuple[list[Operation], dict[str, ServiceIntent]]] = []
+        self._unrecorded: deque[Operation] = deque(maxlen=_UNRECORDED)
 
     def end(self, operation: Operation, state: OperationState, **changes: object) -> Operation:
         """This operation, over; nothing is written yet."""
@@ -34,7 +38,8 @@ class Records:
         try:
             operation = self._store.record(operation)
         except StateError as error:
-            self._events.emit("history-not-written", str(error), operation.service, "error")
+            self._unrecorded.append(operation)
+            self._events.emit("history-not-written", f"{error}; it will be tried again", operation.service, "error")
         self.tell(operation)
         return operation
 
@@ -55,6 +60,10 @@ class Records:
             except StateError:
                 return
             del self._late[0]
+        with suppress(IndexError, StateError):
+            while True:
+                self._store.record(self._unrecorded[0])
+                self._unrecorded.popleft()
 
     def _moved_since(self, ended: Sequence[Operation]) -> dict[str, ServiceIntent]:
         """What later operations have left, of the services of these. Raises: StateError."""

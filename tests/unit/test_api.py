@@ -18,7 +18,7 @@ from lbswitch.automatic import PoolView
 from lbswitch.core.config import ServiceConfig
 from lbswitch.core.health import CheckResult, PoolHealth, ServerHealth, advance
 from lbswitch.core.model import Color, Intent, Route, ServiceIntent
-from lbswitch.errors import UnknownService
+from lbswitch.errors import StateError, UnknownService
 from lbswitch.events import Events
 from lbswitch.ports import Difference
 from lbswitch.serving import Serving
@@ -211,6 +211,23 @@ def test_an_idempotency_key_gives_the_first_answer_again(through) -> None:
         code, problem = await client.post(SWITCH, {"to": "blue"}, **{"Idempotency-Key": "k1"})
         assert code == 422
         assert "used before" in problem["detail"]
+
+    through(story)
+
+
+def test_a_full_disk_does_not_hide_what_became_of_a_request(through) -> None:
+    """The answer can't be kept on disk: it is given all the same, and again when it is asked for again."""
+
+    async def story(client: Client) -> None:
+        def full(*_: object) -> None:
+            raise StateError("disk is full")
+
+        client.agent.store.keep_answer = full
+        first = await client.post(SWITCH, {"to": "green"}, **{"Idempotency-Key": "k1"})
+        assert (first[0], first[1]["state"]) == (200, "done")
+        await client.post(SWITCH, {"to": "blue"})
+        assert await client.post(SWITCH, {"to": "green"}, **{"Idempotency-Key": "k1"}) == first
+        assert "answer-not-written" in [event.type for event in client.agent.events.since(0)]
 
     through(story)
 

@@ -2,14 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from lbswitch.core.model import Color, Intent, Kind, Observation, OperationState, Route, ServiceIntent
-from lbswitch.errors import Busy, Conflict, NotSeen, Refused, StateError, UnknownService
+from lbswitch.errors import Busy, Conflict, NotSeen, Refused, ReloadFailed, StateError, UnknownService
 from lbswitch.events import Events
 from lbswitch.serving import Serving
 from lbswitch.store.sqlite import SqliteStore
@@ -114,6 +114,47 @@ def test_a_failed_return_is_tried_again(desk: Desk) -> None:
     assert desk.serving.settle()
     assert desk.balancer.serves.services["shop"].route == Route(BLUE)
     assert not desk.serving.settle()
+
+
+def test_a_reload_that_failed_on_the_way_back_is_owed(desk: Desk) -> None:
+    """Files are back on disk, and what runs are others: `settle` reloads."""
+    before, reload, reloads = desk.balancer.revision, desk.balancer.reload, []
+
+    def fail_the_second_time(*, gently: bool = True) -> None:
+        reloads.append(desk.balancer.revision)
+        if len(reloads) == 2:
+            raise ReloadFailed("it hangs")
+        reload(gently=gently)
+
+    desk.balancer.reload = fail_the_second_time
+    desk.balancer.template, desk.balancer.deaf = "two", True
+    assert desk.one(GREEN).state == "failed"
+    assert desk.balancer.revision == before
+    desk.balancer.deaf = False
+    assert desk.serving.settle()
+    assert reloads[1:] == [before, before]
+
+
+def test_what_a_full_disk_did_not_take_is_in_the_history_later(desk: Desk) -> None:
+    """Also of an operation that could not even begin."""
+    begin, record, fails = desk.store.begin, desk.store.record, [True]
+
+    def full(write: Callable[..., object]) -> Callable[..., object]:
+        def try_to(*arguments: object) -> object:
+            if fails:
+                raise StateError("disk is full")
+            return write(*arguments)
+
+        return try_to
+
+    desk.store.begin, desk.store.record = full(begin), full(record)
+    assert desk.one(GREEN).state == "reverted"
+    assert desk.store.history(9) == []
+    fails.clear()
+    desk.switcher.record_late()
+    desk.switcher.record_late()
+    (written,) = desk.store.history(9)
+    assert (written.state, "disk is full" in written.error) == ("reverted", True)
 
 
 def test_a_refused_template_stops_a_switch_before_anything_moves(desk: Desk) -> None:

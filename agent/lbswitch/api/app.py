@@ -27,13 +27,22 @@ from lbswitch.api.schemas import (
     SwitchManyBody,
 )
 from lbswitch.core.model import Color, Kind
-from lbswitch.errors import Busy, InvalidRequest, LbswitchError, UnknownOperation, UnknownService, UnknownSnapshot
+from lbswitch.errors import (
+    Busy,
+    InvalidRequest,
+    LbswitchError,
+    StateError,
+    UnknownOperation,
+    UnknownService,
+    UnknownSnapshot,
+)
 from lbswitch.events import Event
 from lbswitch.ports import StoredAnswer
 from lbswitch.snapshots import Archive, Kept, files_now
 from lbswitch.switch import Request as SwitchRequest
 
 _EVENTS_QUEUED = 1000
+_UNWRITTEN = 1000
 _KEEPALIVE_S = 15.0
 _ANY_PROBLEM: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {problems.MEDIA_TYPE: {}}}
@@ -68,6 +77,7 @@ class Answers:
         """Keep the answers in the agent's store."""
         self._agent = agent
         self._running: set[str] = set()
+        self._unwritten: dict[str, StoredAnswer] = {}
 
     async def once(
         self, key: str | None, request: Request, work: Callable[[], Awaitable[tuple[int, dict[str, Any]]]]
@@ -77,7 +87,7 @@ class Answers:
             return _answer(*await work())
         body = await request.body()
         digest = hashlib.sha256(f"{request.method} {request.url.path}\0".encode() + body).hexdigest()
-        kept = await self._agent.in_thread(self._agent.store.answer, key)
+        kept = self._unwritten.get(key) or await self._agent.in_thread(self._agent.store.answer, key)
         if kept is not None:
             if kept.request != digest:
                 raise InvalidRequest("Idempotency-Key: was used before for another request; take a new key")
@@ -87,11 +97,21 @@ class Answers:
         self._running.add(key)
         try:
             status, document = await work()
-            answer = StoredAnswer(digest, status, json.dumps(document))
-            await self._agent.in_thread(self._agent.store.keep_answer, key, answer)
+            await self._keep(key, StoredAnswer(digest, status, json.dumps(document)))
         finally:
             self._running.discard(key)
         return _answer(status, document)
+
+    async def _keep(self, key: str, answer: StoredAnswer) -> None:
+        """A disk that is full hides from nobody what became of the request; the answer is kept in memory then."""
+        try:
+            await self._agent.in_thread(self._agent.store.keep_answer, key, answer)
+        except StateError as error:
+            message = f"{error}; the answer to a request with an Idempotency-Key is kept until the agent ends"
+            self._agent.events.emit("answer-not-written", message, level="error")
+            while len(self._unwritten) >= _UNWRITTEN:
+                del self._unwritten[next(iter(self._unwritten))]
+            self._unwritten[key] = answer
 
 
 def _answer(status: int, document: dict[str, Any]) -> Response:

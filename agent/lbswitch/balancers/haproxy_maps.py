@@ -97,6 +97,7 @@ class StagedFiles:
 
     def __init__(self, contents: list[tuple[Path, str]]) -> None:
         """Files in the order in which they are to change."""
+        self._paths = [path for path, _ in contents]
         self._contents = [(path, content.encode()) for path, content in contents if not _holds(path, content)]
 
     def write(self) -> None:
@@ -122,11 +123,10 @@ class StagedFiles:
         self.sync()
 
     def clean(self) -> None:
-        """Remove the second names."""
-        for path, _ in self._contents:
+        """Remove the second names, also those that an agent has left which was killed."""
+        for name in (name(path) for path in self._paths for name in (_new, _old)):
             with contextlib.suppress(OSError):
-                _new(path).unlink(missing_ok=True)
-                _old(path).unlink(missing_ok=True)
+                name.unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Make the renames durable. Raises: OSError; then `revert`."""

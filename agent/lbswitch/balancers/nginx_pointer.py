@@ -91,6 +91,7 @@ class Pointer:
                 self._move(intent)
             if self._spare is None:
                 self._prepare_spare()
+                self._remove_others(kept for kept in (self._current, self._spare) if kept is not None)
 
     def watched(self, services: Iterable[str]) -> list[Path]:
         """Directories whose change may be a hand in the pointer; of many services the first ones."""

@@ -26,6 +26,7 @@ class Moving(Looking):
     """Other routes."""
 
     _pending: Undo | None = None  # a return that failed
+    _owes_reload = False  # files were put back that may not run yet
 
     def needs_files(self, service: str) -> bool:
         """Whether a switch of this service has to change rendered files."""
@@ -103,6 +104,8 @@ class Moving(Looking):
     def _stands(self, services: Collection[str], *, files: bool) -> None:
         """These services, and the installed files, are meant to be so now: nothing puts them back any more."""
         pending = self._pending
+        if files:
+            self._owes_reload = False
         if pending is not None:
             left = {name: intent for name, intent in pending.services.items() if name not in services}
             revision = None if files else pending.revision
@@ -130,19 +133,28 @@ class Moving(Looking):
 
     def put_back(self, undo: Undo) -> None:
         """Serve again what was served, and see it. Raises: BalancerError, StateError; `settle` then tries again."""
-        self._step("revert")
         with self.mutex:
             services = {name: intent for name, intent in undo.services.items() if name in self.config.services}
             self._pending = undo
             self._moves += 1
             self.intent = self.intent.with_services(services)
-            if undo.revision is not None and undo.revision != self.balancer.installed():
-                self.balancer.reinstall(undo.revision)
-                if self.balancer.is_running():
-                    self.balancer.reload(gently=False)
+            self._step("revert")
+            self._return_files(undo.revision)
             self.balancer.commit(self.intent, services)
             self._pending = None
         self.verify(services, reloaded=undo.revision is not None)
+
+    def _return_files(self, revision: str | None) -> None:
+        """Have this revision on disk again, and running: a reload that failed is owed until one works.
+
+        Raises: StateError, ReloadFailed.
+        """
+        if revision is not None and revision != self.balancer.installed():
+            self.balancer.reinstall(revision)
+            self._owes_reload = True
+        if self._owes_reload and self.balancer.is_running():
+            self.balancer.reload(gently=False)
+        self._owes_reload = False
 
     def settle(self) -> bool:
         """Repeat a return that failed. True when there was one and it worked. Raises: BalancerError, StateError."""

@@ -151,11 +151,11 @@ class Reconfiguring(Installing):
 
         Raises: BalancerError, StateError; `settle` then tries again.
         """
-        self._step("revert")
         was = self.balancer.installed()
         self.config, self.balancer, self.intent = standing.config, standing.balancer, standing.intent
         self._moves += 1
         self._pending = Undo(standing.intent.services, standing.revision)
+        self._step("revert")
         self._return_to(standing.revision)
         self._pending = None
         self.verify(standing.intent.services, reloaded=was != standing.revision)
@@ -179,8 +179,5 @@ class Reconfiguring(Installing):
 
     def _return_to(self, revision: str | None) -> None:
         """After a failed change of the configuration: what was installed and committed before."""
-        if revision is not None and revision != self.balancer.installed():
-            self.balancer.reinstall(revision)
-            if self.balancer.is_running():
-                self.balancer.reload()
+        self._return_files(revision)
         self.balancer.commit(self.intent, self.intent.services)
