@@ -152,7 +152,8 @@ def test_a_worker_that_hangs(shop, clients):
     new = clients.enter_context(Stream(shop.port))
     os.kill(worker, signal.SIGSTOP)
     try:
-        assert shop.draining.held([SHOP_BLUE, SHOP_GREEN]) == {SHOP_BLUE: None, SHOP_GREEN: None}
+        unknown = {SHOP_BLUE: None, SHOP_GREEN: None}
+        wait_until(lambda: shop.draining.held([SHOP_BLUE, SHOP_GREEN]) == unknown, "all its threads have stopped")
         assert [old.connections for old in shop.draining.old_workers()] == [None]
         assert shop.draining.close(SHOP_BLUE, 5) == 1
         assert new.has_ended()
