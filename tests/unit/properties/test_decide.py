@@ -117,6 +117,7 @@ class Deciding(RuleBasedStateMachine):
     def freeze_by_hand(self) -> None:
         self.frozen = self.frozen or "inventory"
 
+    @precondition(lambda self: self.asked is None)
     @rule()
     def release(self) -> None:
         """A person has looked; automatic switches are counted anew."""
