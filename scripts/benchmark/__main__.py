@@ -84,7 +84,7 @@ def _output(options: argparse.Namespace) -> Path | None:
 
 
 def _publish(record: Record, described: Mapping[str, str], options: argparse.Namespace, output: Path | None) -> None:
-    judged = promises.judge(record)
+    judged = promises.judge(record, is_quick=options.quick)
     drawn: list[str] = []
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

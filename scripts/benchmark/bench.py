@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from scripts.benchmark.bounds import TooLong
 from scripts.benchmark.figures import Record
 from scripts.benchmark.native import Origin
 from scripts.benchmark.place import Place
@@ -46,4 +47,7 @@ class Bench:
         except Absent as error:
             self.record.leave_out(what, str(error))
         except BROKEN as error:
+            # An agent that is interrupted while it starts says so as an AssertionError.
+            if isinstance(error.__cause__, KeyboardInterrupt | TooLong):
+                raise error.__cause__ from None
             self.record.fail(what, error)

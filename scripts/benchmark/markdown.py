@@ -62,7 +62,7 @@ def _head(record: Record, machine: Mapping[str, str]) -> Iterator[str]:
 def _promises(promises: Sequence[Promise]) -> Iterator[str]:
     yield "## Promises"
     yield ""
-    yield from table(("", "promised", "measured", ""), [(*one[:3], one.verdict) for one in promises])
+    yield from table(("", "promised", "measured", ""), [(*one[:3], one.verdict) for one in promises], "---|")
 
 
 def _comparison(record: Record) -> Iterator[str]:
@@ -70,7 +70,9 @@ def _comparison(record: Record) -> Iterator[str]:
     yield ""
     yield from _COMPARISON
     yield from table(("", "command", "first new", "last old", "slowest request", "switches"), _rows(record))
-    yield from table(("", "way"), [(system.name, system.way) for system in SYSTEMS if _is_there(record, system.name)])
+    yield from table(
+        ("", "way"), [(system.name, system.way) for system in SYSTEMS if _is_there(record, system.name)], "---|"
+    )
     lost = [count for count in record.counts if count.group == switch.LOST]
     yield from _counts("Lost by these switches", lost) if lost else ()
 
@@ -114,10 +116,10 @@ def _counts(title: str, counts: Sequence[Count]) -> Iterator[str]:
     yield from table(("", *(name.replace("_", " ") for name in names)), rows)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table; all columns but the first are aligned to the right."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---:|") -> Iterator[str]:
+    """A Markdown table; all columns but the first are aligned to the right, or as `rule` says."""
     yield f"| {' | '.join(head)} |".replace("|  |", "| |")
-    yield f"|---|{'---:|' * (len(head) - 1)}"
+    yield f"|---|{rule * (len(head) - 1)}"
     for row in rows:
         yield f"| {' | '.join(row)} |"
     yield ""

@@ -18,7 +18,7 @@ from tests.support.wait import wait_until
 
 # One process that listens on many ports and answers every request with 200: servers to be checked, not measured.
 _CROWD = """
-import asyncio, sys
+import asyncio, resource, sys
 
 class Answer(asyncio.Protocol):
     def connection_made(self, transport): self.transport = transport
@@ -32,6 +32,8 @@ async def main(ports):
     print("ready", flush=True)
     await loop.create_future()
 
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a port is a file
 asyncio.run(main([int(port) for port in sys.stdin.readline().split()]))
 """
 

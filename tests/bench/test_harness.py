@@ -194,6 +194,7 @@ def test_one_lost_request_or_too_few_requests_break_the_promise():
     record.count(zero.WITHOUT_RELOAD, NginxPointer.name, **{**_COUNTED, "switches": 150, "requests": 600_000})
     assert _verdict(record, "pointer and map: requests lost").verdict == "ok"
     assert _verdict(record, "pointer and map: requests and switches").verdict == "MISSED"
+    assert "too short" in promises.judge(record, is_quick=True)[1].verdict
     record.count(zero.WITHOUT_RELOAD, HaproxyMap.name, **{**_COUNTED, "switches": 50, "requests": 400_000, "lost": 1})
     assert _verdict(record, "pointer and map: requests lost").verdict == "MISSED"
     assert _verdict(record, "pointer and map: requests and switches").verdict == "ok"
@@ -264,6 +265,14 @@ def test_a_place_leaves_no_process_and_no_directory_behind():
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     assert not place.root.exists()
     here.stop()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), bounds.TooLong("it takes too long")])
+def test_an_interruption_that_became_another_error_still_interrupts(place: Place, interruption: BaseException):
+    bench = Bench(is_quick=True, balancers=["nginx"], place=place)
+    with pytest.raises(type(interruption)), bench.survive("an agent"):
+        raise AssertionError("it did not start") from interruption
+    assert bench.record.failures == []
 
 
 def test_a_suite_that_takes_too_long_is_given_up():
