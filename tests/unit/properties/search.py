@@ -1,6 +1,6 @@
 """How long the property-based tests search: the same cases every time, or more and other ones on request.
 
-    LBSWITCH_TEST_EXAMPLES=100 .venv/bin/pytest tests/unit/properties --timeout 0
+    LBSWITCH_TEST_EXAMPLES=100 .venv/bin/pytest tests/unit/properties
 
 tries a hundred times as many, chosen anew in every run. A failure prints what to call for the same case again.
 """
