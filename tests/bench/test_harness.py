@@ -29,6 +29,12 @@ from scripts.benchmark.web import UnixClient, get
 from tests.support.agent import Agent, short_directory
 from tests.support.wait import wait_until
 
+
+def _need_a_compiler() -> None:
+    if not (shutil.which("gcc") or shutil.which("cc")):
+        pytest.skip("there is no C compiler: apt-get install gcc libc6-dev")
+
+
 _COUNTED = {"switches": 0, "requests": 0, "lost": 0, "streams_broken": 0, "websockets_broken": 0}
 
 
@@ -40,6 +46,7 @@ def place():
 
 @pytest.fixture
 def servers():
+    _need_a_compiler()
     with Origin("blue") as blue, Origin("green") as green:
         yield Servers(blue.address, green.address)
 
@@ -287,6 +294,7 @@ def test_every_suite_has_a_limit():
 
 def test_a_run_writes_json_and_markdown_and_ends_with_0(tmp_path: Path):
     """`limits` alone, the shortest suite, with an agent of its own."""
+    _need_a_compiler()
     argv = [sys.executable, "-m", "scripts.benchmark", "--quick", "--only", "limits", "--output", str(tmp_path)]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=90, cwd=root, check=False)

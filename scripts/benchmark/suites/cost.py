@@ -81,7 +81,7 @@ def _proxies(bench: Bench, stack: ExitStack, system: type[Lbswitch], servers: Se
         running = stack.enter_context(bench.running(system, servers))
         if running.live != color:
             running.switch(other(running.live))
-        running.agent.stop()
+        running.agent.kill()
         yield Proxy(f"{system.name}, {color} live", running.port, running.workers())
 
 
