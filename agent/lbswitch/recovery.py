@@ -82,8 +82,9 @@ class Recoveries:
         return recoveries
 
     def _not_outlived(self, unfinished: Sequence[OpenOperation]) -> list[OpenOperation]:
-        """Those that were the last of their service. One that was put back, and whose end could not be written before
-        another one was done, is ended: what serves is the other's.
+        """Those that were the last of their service; what serves elsewhere is a later one's.
+
+        The others were put back, and their end could not be written before another one was done: they are ended.
         """
         stored, last = self._store.services(), []
         for each in unfinished:

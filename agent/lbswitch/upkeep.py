@@ -61,7 +61,8 @@ class Upkeep:
         elif time.monotonic() >= self._revive_at:
             self._revive_at = time.monotonic() + self._revive_pause_s
             self._revive_pause_s = min(self._revive_pause_s * 2, _MOST_BACKOFF_S)
-            self._serving.revive()
+            if not self._serving.revive():
+                return
             self._events.emit("balancer-revived", "the balancer was not running and was started again", level="error")
 
     async def count_clients(self) -> None:

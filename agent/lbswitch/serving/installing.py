@@ -71,13 +71,19 @@ class Installing(Moving):
             # Somebody else's may be up without having our files included, and then needs no reload at every start.
             return self.balancer.why_not_started() is not None
 
-    def revive(self) -> None:
-        """Start the balancer again after it died, with what is installed. Raises: StartFailed, StateError."""
+    def revive(self) -> bool:
+        """Start the balancer again after it died, with what is installed; False when that is not to be.
+
+        It may have been stopped on purpose, or started, while others worked. Raises: StartFailed, StateError.
+        """
         with self.mutex:
+            if self.balancer.is_running() or self.balancer.why_not_started() is not None:
+                return False
             if self.balancer.installed() is None:
                 raise StateError("nothing is installed that could be started")
             self.balancer.start()
             self.balancer.eject(self.intent.ejected)
+            return True
 
     def set_ejected(self, ejected: frozenset[ServerKey]) -> None:
         """Leave exactly these servers out of their pools. Raises: BalancerError, StateError; then nothing changed."""
