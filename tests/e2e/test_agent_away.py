@@ -35,14 +35,14 @@ ROUTES = {"green": [("green",)], "split": [("green",), ("blue", "--weight", "30"
 @contextlib.contextmanager
 def traffic(site: Site) -> Iterator[Load]:
     """Requests all along, of which none may be lost."""
-    with Load("127.0.0.1", site.port, rate=300, connections=8, new_connections=0.5, timeout_s=10) as load:
-        wait_until(lambda: load.report().answered > 50, "the load is under way")
+    with Load("127.0.0.1", site.port, rate=100, connections=4, new_connections=0.5, timeout_s=20) as load:
+        wait_until(lambda: load.report().answered > 20, "the load is under way")
         yield load
         report = load.stop()
     assert report.lost == 0, str(report)
 
 
-def more(load: Load, name: str, count: int = 150) -> None:
+def more(load: Load, name: str, count: int = 60) -> None:
     """Until so many more requests were answered."""
     load.mark(name)
     wait_until(lambda: load.report().phase(name).answered > count, f"{count} answers: {name}", 60)
