@@ -267,10 +267,10 @@ def test_a_failover_on_a_read_only_directory(make_site: MakeSite) -> None:
     inside.mount("--bind", str(site.agent.state_dir), str(site.agent.state_dir))
     inside.mount("-o", "remount,bind,ro", str(site.agent.state_dir))
     site.green.stop()
-    wait_until(lambda: "failover to blue was reverted" in (site.status()["problem"] or ""), "the status says so")
+    wait_until(lambda: "failover green -> blue reverted: " in site.agent.log(), "the log says so", 30)
     assert site.status()["live"] == "green"
     inside.umount(str(site.agent.state_dir))
-    site.until_live("blue")
+    wait_until(lambda: site.status()["live"] == "blue", "blue is live", 30)
     assert site.app() == "blue"
 
 
