@@ -26,7 +26,7 @@ class SocketProxy:
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
-        self._seen = 0
+        self._seen = self._inode = 0
         self.hits = 0
         mode.write_text("")
 
@@ -34,6 +34,7 @@ class SocketProxy:
         self._path.rename(self._real)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._path))
+        self._inode = self._path.stat().st_ino
         self._listener.listen(64)
         self._listener.settimeout(0.1)
         self._threads = [threading.Thread(target=self._accept, args=(self._listener,))]
@@ -46,7 +47,9 @@ class SocketProxy:
             thread.join(timeout=30)
         assert self._listener is not None
         self._listener.close()
-        with contextlib.suppress(FileNotFoundError):
+        if self._path.exists() and self._path.stat().st_ino != self._inode:
+            self._real.unlink(missing_ok=True)  # HAProxy has bound its path anew in a reload
+        else:
             self._real.rename(self._path)
 
     def _accept(self, listener: socket.socket) -> None:
