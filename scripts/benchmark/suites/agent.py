@@ -15,6 +15,7 @@ from tests.support.agent import Agent
 CPU = "Agent: CPU"
 MEMORY = "Agent: memory"
 PER_CHECK = "Agent: CPU for each check"
+_SETTLE_S = 1.0  # what a start leaves to do is not rest
 _US = 1e4  # in a second, of a percent
 READY = "Agent: until ready, balancer started"
 CHECK = "lbswitch check"
@@ -61,6 +62,7 @@ def _windows(bench: Bench, agent: Agent, *, is_switching: bool = False) -> tuple
     count, seconds = (1, 2.0) if bench.is_quick else (4, 4.0)
     process, client = psutil.Process(agent.pid), UnixClient(agent.socket)
     shares, memory = [], []
+    time.sleep(_SETTLE_S)
     for _ in range(count):
         began, used = time.monotonic(), cpu.with_children_s(process)
         _pass(seconds, client if is_switching else None)
