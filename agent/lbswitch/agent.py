@@ -58,7 +58,7 @@ class Agent:
         self._stopping = asyncio.Event()
         self._operations: set[asyncio.Future[Any]] = set()
         self.automatic = Automatic(serving, switcher, store, monitor, events, self._in_urgent_thread)
-        self.upkeep = Upkeep(serving, switcher, events, self.in_thread)
+        self.upkeep = Upkeep(serving, switcher, store, events, self.in_thread)
         self.edits = Edits(config_path, serving, store, events, load, self._reconfigured, self.in_thread)
         self.drift = DriftWatch(serving, events, self.in_thread, is_at_work=switcher.is_at_work)
         self.drain = DrainWatch(serving, switcher, store, events, self.in_thread)
@@ -103,7 +103,13 @@ class Agent:
     async def run(self) -> None:
         """All loops, until `stop`."""
         loops = [
-            *(self.automatic.run(), self.upkeep.run(), self.upkeep.look(), self.upkeep.count_clients()),
+            *(
+                self.automatic.run(),
+                self.upkeep.run(),
+                self.upkeep.look(),
+                self.upkeep.prepare(),
+                self.upkeep.count_clients(),
+            ),
             *(self.edits.run(), self.drift.run(), self.drain.run(), self.old_workers.run()),
         ]
         if self.snapshots is not None:
@@ -138,13 +144,15 @@ class Agent:
         """Carry out a request. Raises what `Switcher.run` raises."""
         if self._stopping.is_set():
             raise Busy("the agent is stopping; nothing was changed, ask the next one")
-        running = asyncio.ensure_future(self.in_thread(self.switcher.run, request))
+        # At once: a coroutine would wait for its turn in the loop.
+        running = asyncio.get_running_loop().run_in_executor(self._threads, self.switcher.run, request)
         self._operations.add(running)
         running.add_done_callback(self._operations.discard)
         try:
             operations: list[Operation] = await asyncio.shield(running)
         finally:
             self.automatic.mark(*request.services)
+            self.upkeep.moved()
         return operations
 
     async def restore(self, number: int, request: Request) -> list[Operation]:

@@ -172,6 +172,9 @@ class Balancer(Protocol):
         Never needed: `commit` does what was not prepared. Raises: CommitFailed.
         """
 
+    def prepare_ahead(self, intent: Intent) -> None:
+        """Write while nobody waits what a `prepare` of just this intent would have to write. Raises: CommitFailed."""
+
     def forget(self) -> None:
         """Drop what was prepared and not committed. Never raises."""
 
@@ -255,6 +258,9 @@ class HealthView(Protocol):
 
 class Store(Protocol):
     """Journal, history and intent; every write is on disk when the call returns. All raise StateError."""
+
+    def rest(self) -> None:
+        """While nobody waits: tidy up, so that the writes to come are quick."""
 
     def services(self) -> dict[str, ServiceIntent]:
         """What every service should serve, as last completed; empty on a fresh state directory."""

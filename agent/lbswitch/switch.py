@@ -85,11 +85,32 @@ class Switcher:
         self._holders: dict[str, Request] = {}
         self._holders_lock = threading.Lock()
         self._ended_at = float("-inf")
+        self._last = ""  # the service that moved last
         self._ahead = ThreadPoolExecutor(1, "stage")
 
     def holder(self, service: str) -> Request | None:
         """The request that holds this service now."""
         return self._holders.get(service)
+
+    def prepare_way_back(self) -> None:
+        """Write ahead what undoing the last move needs: it is what comes next, and what has to be quickest.
+
+        Nothing is done while others work. Raises: CommitFailed, StateError.
+        """
+        service, mutex = self._last, self._serving.mutex
+        if self._holders or not mutex.acquire(blocking=False):
+            return
+        try:
+            before = self._serving.intent.services.get(service)
+            if before is None or self._serving.needs_files(service):
+                return
+            live = before.route.live
+            route = Route(live if before.route.is_split else live.other)
+            generation = max(self._store.generation(), self._serving.intent.generation) + 1
+            after = {service: ServiceIntent(route, generation, before.weighted)}
+            self._serving.balancer.prepare_ahead(self._serving.intent.with_services(after))
+        finally:
+            mutex.release()
 
     def is_at_work(self, within_s: float = 0.0) -> bool:
         """Whether an operation is under way, or ended so short a time ago."""
@@ -302,6 +323,7 @@ class Switcher:
             self._step("done")
             ended = self._completed(moves, watch)
             self._store.finish(ended, after)
+            self._last = moves[0].service
         except Exception as error:
             return self._failed(moves, undo, self.records.unforeseen(error), watch)
         self.records.tell(*ended)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from lbswitch.errors import CommitFailed
 from lbswitch.events import Events
+from lbswitch.ports import Store
 from lbswitch.serving import Serving
 from lbswitch.snapshots import Snapshots
 from lbswitch.switch import Switcher
@@ -20,6 +23,7 @@ _COUNT_EVERY_S = 2.0
 _COUNT_SHARE = 100.0  # at most one percent of a core goes into counting clients,
 _LEAST_COUNT_EVERY_S = 20.0  # unless they would be counted less often than this
 _MOST_BACKOFF_S = 30.0
+_BREATH_S = 0.03  # after an operation, so that those which follow at once have the disk to themselves
 _SNAPSHOT_EVERY_S = 5.0
 _PRUNE_EVERY_S = 60.0
 
@@ -31,6 +35,7 @@ class Upkeep:
         self,
         serving: Serving,
         switcher: Switcher,
+        store: Store,
         events: Events,
         in_thread: Callable[..., Coroutine[Any, Any, Any]],
     ) -> None:
@@ -38,8 +43,10 @@ class Upkeep:
         self.balancer_is_down = False
         self._serving = serving
         self._switcher = switcher
+        self._store = store
         self._events = events
         self._in_thread = in_thread
+        self._moved = asyncio.Event()
         self._revive_at = 0.0
         self._revive_pause_s = _EVERY_S
 
@@ -64,6 +71,24 @@ class Upkeep:
             if not self._serving.revive():
                 return
             self._events.emit("balancer-revived", "the balancer was not running and was started again", level="error")
+
+    def moved(self) -> None:
+        """An operation has ended."""
+        self._moved.set()
+
+    async def prepare(self) -> None:
+        """After every operation, and at the start, write ahead what the way back needs, until cancelled."""
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            while self._switcher.is_at_work(_BREATH_S):
+                await asyncio.sleep(_BREATH_S)
+            await self._events.guard("preparing the way back", self._in_thread(self._prepare))
+
+    def _prepare(self) -> None:
+        with contextlib.suppress(CommitFailed):  # then the operation does it, and says what is wrong
+            self._switcher.prepare_way_back()
+        self._store.rest()
 
     async def count_clients(self) -> None:
         """Remember who uses which service, until cancelled; seldom enough to cost little."""

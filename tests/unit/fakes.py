@@ -84,6 +84,7 @@ class FakeBalancer:
         self.break_prepare: list[str] = []
         self.break_commit: list[str] = []
         self.prepared: Intent | None = None
+        self.ahead: Intent | None = None
         self.deaf = False
         self.no_weights: str | None = None
         self.commits: list[Intent] = []
@@ -135,6 +136,9 @@ class FakeBalancer:
         if self.break_prepare:
             raise CommitFailed(self.break_prepare.pop(0))
         self.prepared = intent
+
+    def prepare_ahead(self, intent: Intent) -> None:
+        self.ahead = intent
 
     def forget(self) -> None:
         self.prepared = None

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 
 from lbswitch import __version__, showing
 from lbswitch.agent import Agent
-from lbswitch.api import documents, problems
+from lbswitch.api import documents, problems, quick
 from lbswitch.api.browsers import NoBrowsers
 from lbswitch.api.metrics import Metrics
 from lbswitch.api.schemas import (
@@ -260,6 +260,8 @@ def _add_operations(app: FastAPI, agent: Agent, answers: Answers) -> None:
         """Send a service's traffic to a color, all of it or `weight` percent."""
         wanted = _switch_request((_known(agent, name),), body, _actor(request))
         return await answers.once(idempotency_key, request, lambda: operate(wanted))
+
+    quick.add_switch(app, "/v1/services/{name}/switch", switch)
 
     @app.post("/v1/switch", responses=_ANY_PROBLEM)
     async def switch_many(body: SwitchManyBody, request: Request, idempotency_key: IdempotencyKey = None) -> Response:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lbswitch.core.values import Endpoint
 from lbswitch.errors import NotAllowed, StateError
@@ -21,7 +21,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 _SOCKET_MODE = 0o660
 
 
-class PeerProtocol(H11Protocol):
+class PeerProtocol(HttpToolsProtocol):
     """Names the peer of a unix socket by the user that the kernel says it is."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -58,6 +58,10 @@ class HAProxyBalancer(ABC):
         """Write the new maps and hand them to every worker, where they don't count yet. Raises: CommitFailed."""
         self._live.prepare(intent)
 
+    def prepare_ahead(self, intent: Intent) -> None:
+        """Write the new maps; workers get them when they are to count. Raises: CommitFailed."""
+        self._live.prepare_ahead(intent)
+
     def forget(self) -> None:
         """Take them back."""
         self._live.forget()

@@ -22,12 +22,13 @@ _PAUSE_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """New maps, on disk and in the workers, that do not count yet."""
+    """New maps, on disk and in the workers, that do not count yet; `asked` are the workers that were to take them."""
 
     before: Maps | None
     after: Maps
     files: StagedFiles
     updates: list[WorkerMaps]
+    asked: frozenset[int]
 
 
 class LiveMaps:
@@ -42,6 +43,7 @@ class LiveMaps:
         self._servers = servers
         self._is_running = is_running
         self._ready: _Ready | None = None
+        self._current: frozenset[int] = frozenset()  # the workers that serve what was committed last
         self._behind: set[int] = set()
         self._ejected: frozenset[ServerKey] = frozenset()
         self._told: set[int] = set()
@@ -52,6 +54,13 @@ class LiveMaps:
             self._get_ready(Maps.of(intent))
         except (OSError, Unanswered) as error:
             raise CommitFailed(f"nothing moved, the maps serve what they served before: {_words(error)}") from error
+
+    def prepare_ahead(self, intent: Intent) -> None:
+        """Write the files that a commit of this intent would write. Raises: CommitFailed."""
+        try:
+            self._files.write_ahead(Maps.of(intent))
+        except OSError as error:
+            raise CommitFailed(f"the next maps could not be written: {_words(error)}") from error
 
     def forget(self) -> None:
         """Drop what was prepared and not committed."""
@@ -84,7 +93,10 @@ class LiveMaps:
         before, files = self._files.read(), self._files.staged(after)
         try:
             files.write()
-            self._ready = ready = _Ready(before, after, files, self._prepared(after, self.workers(), ()))
+            is_small = before is not None and bool(after.values_since(before))
+            workers = self._current if is_small and self._current else self.workers()
+            updates = self._prepared(after, workers, (), before)
+            self._ready = ready = _Ready(before, after, files, updates, frozenset(workers))
         except BaseException:
             files.clean()
             raise
@@ -94,13 +106,15 @@ class LiveMaps:
         ready = self._ready
         if ready is None or ready.after != after:
             ready = self._get_ready(after)
-        known = [*self._behind, *(update.worker for update in ready.updates)]
         try:
             ready.files.apply()
             self._commit_in(ready.updates)
             ready.files.sync()  # requests need not wait for it: without it a power cut leaves what INTENT reverts
-            self._commit_in(self._prepared(after, self.workers(), known))
+            workers = self.workers()  # those that a reload has started meanwhile, too
+            self._commit_in(self._prepared(after, workers, ready.asked))
+            self._current = frozenset(workers) - self._behind
         except (OSError, Unanswered) as error:
+            self._current = frozenset()
             self._return_to(ready.before, ready.files, error)
             raise
         finally:
@@ -115,8 +129,13 @@ class LiveMaps:
         self.draining = processes.draining
         return processes.workers
 
-    def _prepared(self, maps: Maps, workers: Collection[int], known: Collection[int]) -> list[WorkerMaps]:
-        """Hand the maps to workers; one that ended meanwhile is left out. Raises: Unanswered; then none has them."""
+    def _prepared(
+        self, maps: Maps, workers: Collection[int], known: Collection[int], before: Maps | None = None
+    ) -> list[WorkerMaps]:
+        """Hand the maps to workers; one that ended meanwhile is left out. Raises: Unanswered; then none has them.
+
+        `before` is what those serve that were told of the last commit.
+        """
         updates: list[WorkerMaps] = []
         for pid in workers:
             if pid in known:
@@ -124,7 +143,7 @@ class LiveMaps:
             update = WorkerMaps(self._runtime_for(pid), pid, self._files)
             updates.append(update)
             try:
-                update.prepare(maps)
+                update.prepare(maps, before if pid in self._current else None)
             except Unanswered as error:
                 if self._is_left_behind(pid, error):
                     updates.pop()

@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lbswitch.balancers.haproxy_runtime import Runtime, Unanswered
 from lbswitch.core.model import Color, Intent, Route, ServiceIntent
@@ -46,6 +47,15 @@ class Maps:
                 weights.append(f"{name} {share_of_green(service.route)}\n")
         return cls("".join(live), "".join(weights))
 
+    def values_since(self, before: Maps) -> Mapping[str, str]:
+        """The values that differ, if that is one service's color and nothing else; else empty."""
+        if self.weights != before.weights:
+            return {}
+        known, wanted = _pairs(before.live), _pairs(self.live)
+        changed = {key: value for key, value in wanted.items() if known.get(key) != value}
+        services = {key.removesuffix(_GENERATION) for key in changed}
+        return changed if known.keys() == wanted.keys() and len(services) == 1 else {}
+
     def intent(self) -> Intent:
         """What these maps serve. Services with a line that nobody understands are left out."""
         live, weights = _pairs(self.live), _pairs(self.weights)
@@ -74,6 +84,7 @@ class MapFiles:
         self.seen = seen
         self.live = directory / "live.map"
         self.weights = directory / "weights.map"
+        self._ahead: dict[Path, Ahead] = {}
 
     def exist(self) -> bool:
         """Whether HAProxy could start with them."""
@@ -89,24 +100,52 @@ class MapFiles:
     def staged(self, maps: Maps) -> StagedFiles:
         """New content for both files, to be written beside those in use. Raises: OSError."""
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return StagedFiles([(self.live, maps.live), (self.weights, maps.weights)])
+        return StagedFiles([(self.live, maps.live), (self.weights, maps.weights)], self._ahead)
+
+    def write_ahead(self, maps: Maps) -> None:
+        """Write and fsync now what staging these maps will have to write. Raises: OSError."""
+        for path, text in ((self.live, maps.live), (self.weights, maps.weights)):
+            if not _holds(path, text):
+                self._ahead.pop(path, None)
+                write_file(_ahead(path), text.encode())
+                self._ahead[path] = Ahead(text.encode(), _stamp(_ahead(path)))
+
+
+class Ahead(NamedTuple):
+    """Content that was written before anybody asked for it, and what `stat` said of its file."""
+
+    content: bytes
+    stamp: tuple[int, ...]
 
 
 class StagedFiles:
     """New content for files, on disk but not in use; going back takes no room on a full disk."""
 
-    def __init__(self, contents: list[tuple[Path, str]]) -> None:
-        """Files in the order in which they are to change."""
+    def __init__(self, contents: list[tuple[Path, str]], ahead: dict[Path, Ahead]) -> None:
+        """Files in the order in which they are to change; what was written `ahead` is used up."""
+        self._ahead = ahead
         self._paths = [path for path, _ in contents]
         self._contents = [(path, content.encode()) for path, content in contents if not _holds(path, content)]
 
     def write(self) -> None:
         """Write and fsync the new content, and keep a second name for the old. Raises: OSError."""
         for path, content in self._contents:
-            write_file(_new(path), content)
+            if not self._has_ahead(path, content):
+                write_file(_new(path), content)
             _old(path).unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 _old(path).hardlink_to(path)
+
+    def _has_ahead(self, path: Path, content: bytes) -> bool:
+        """Take what was written ahead, if it is this and nobody has touched it."""
+        found = self._ahead.pop(path, None)
+        if found is None or found.content != content:
+            return False
+        with contextlib.suppress(OSError):
+            if _stamp(_ahead(path)) == found.stamp:
+                _ahead(path).rename(_new(path))
+                return True
+        return False
 
     def apply(self) -> None:
         """Rename the new files into place; a process that starts reads them. Raises: OSError; then `revert`."""
@@ -138,6 +177,15 @@ def _new(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
+def _ahead(path: Path) -> Path:
+    return path.with_name(f".{path.name}.ahead")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
@@ -150,7 +198,11 @@ def _holds(path: Path, content: str) -> bool:
 
 
 class WorkerMaps:
-    """New content for both maps of one worker: first prepared, which no request notices, then committed."""
+    """New content for both maps of one worker: first prepared, which no request notices, then committed.
+
+    A worker that holds `before` and is to move one service only is told the two values that change, when they are to
+    count: that spares it the preparation.
+    """
 
     def __init__(self, runtime: Runtime, worker: int, files: MapFiles) -> None:
         """Nothing is said to the worker yet."""
@@ -158,9 +210,16 @@ class WorkerMaps:
         self._runtime = runtime
         self._files = files
         self._versions: list[str] = []
+        self._values: Mapping[str, str] = {}
 
-    def prepare(self, maps: Maps) -> None:
+    def prepare(self, maps: Maps, before: Maps | None = None) -> None:
         """Hand over the content. Raises: Unanswered; then `discard`."""
+        self._maps = maps
+        self._values = {} if before is None else maps.values_since(before)
+        if not self._values:
+            self._hand_over(maps)
+
+    def _hand_over(self, maps: Maps) -> None:
         for file, content in ((self._files.live, maps.live), (self._files.weights, maps.weights)):
             path = self._files.seen(file)
             answer = self._runtime.ask(self.worker, f"prepare map {path}").strip()
@@ -175,8 +234,19 @@ class WorkerMaps:
 
     def commit(self) -> None:
         """Make it what requests see: each map in one instant, live.map first. Raises: Unanswered."""
+        if self._values and not self._has_told():
+            self._hand_over(self._maps)
         if self._versions:
             self._runtime.tell(self.worker, [f"commit {version}" for version in self._versions])
+
+    def _has_told(self) -> bool:
+        """Whether it took both values: a key that somebody has removed, or a map that it does not use, has none.
+
+        Raises: Unanswered.
+        """
+        path = self._files.seen(self._files.live)
+        commands = [f"set map {path} {key} {value}" for key, value in self._values.items()]
+        return not self._runtime.ask_all(self.worker, commands).strip()
 
     def discard(self) -> None:
         """Forget what was prepared; a worker that can't be reached forgets it when it ends."""

@@ -14,6 +14,7 @@ from lbswitch.balancers.haproxy_binds import Taken
 from lbswitch.balancers.haproxy_handover import Handover, has_new_worker, until
 from lbswitch.balancers.haproxy_program import Program, alerts
 from lbswitch.balancers.haproxy_runtime import Processes, Runtime, Unanswered
+from lbswitch.balancers.known_process import KnownProcess
 from lbswitch.core.values import Endpoint
 from lbswitch.errors import CheckFailed, ReloadFailed, StartFailed
 
@@ -34,17 +35,21 @@ class Process:
         self._runtime = runtime
         self._pid_file = directory / "haproxy.pid"
         self._master_socket = directory / "master.sock"
+        self._known = KnownProcess()
 
     def pid(self) -> int | None:
         """The master, or None when there is none: a pid that another program got meanwhile does not count."""
+        return self._known.pid() or self._found()
+
+    def _found(self) -> int | None:
         with contextlib.suppress(OSError, ValueError, IndexError):  # empty for a moment at a reload
             pid = int(self._pid_file.read_text().split()[0])
             if self._is_ours(pid):
-                return pid
+                return self._known.remember(pid)
         with contextlib.suppress(Unanswered):  # the pid file was lost
             pid = self._runtime.processes().master
             if self._is_ours(pid):
-                return pid
+                return self._known.remember(pid)
         return None
 
     def _is_ours(self, pid: int) -> bool:

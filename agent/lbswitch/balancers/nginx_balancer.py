@@ -58,6 +58,11 @@ class NginxBalancer(ABC):
         """Write the next pointer beside the live one. Raises: CommitFailed."""
         self._pointer.prepare(intent)
 
+    def prepare_ahead(self, intent: Intent) -> None:
+        """Write it now; whether anybody has touched it since is looked at before it serves. Raises: CommitFailed."""
+        self._pointer.prepare(intent)
+        self._pointer.forget()
+
     def forget(self) -> None:
         """What was written ahead is the spare of the next commit."""
         self._pointer.forget()

@@ -39,12 +39,14 @@ _SYNC_AT_ONCE = 16  # the file system puts fsyncs that come together into one jo
 class _Copy:
     """What one directory holds. `stamps` are the service directories' mtimes: a hand in the files changes them.
 
-    `is_ready` says that it was prepared for the commit that comes next.
+    `is_durable` says that all of it is on disk under this name, `is_ready` that it was prepared for the commit that
+    comes next, so that nobody can have had a hand in it.
     """
 
     name: str
     services: Mapping[str, ServiceIntent]
     stamps: Mapping[str, int]
+    is_durable: bool = False
     is_ready: bool = False
 
 
@@ -195,9 +197,10 @@ class Pointer:
         """A durable directory that holds exactly this; only what differs from the spare is written."""
         directory = self._state_dir / name
         spare, self._spare = self._spare, None
-        if spare is not None and spare.is_ready and (spare.name, spare.services) == (name, wanted):
+        is_intact = spare is not None and (spare.is_ready or self._is_intact(spare))
+        if spare is not None and is_intact and spare.is_durable and (spare.name, spare.services) == (name, wanted):
             return replace(spare, is_ready=False)
-        if spare is None or not self._is_intact(spare):
+        if spare is None or not is_intact:
             spare = _Copy(name, {}, {})
             shutil.rmtree(directory, ignore_errors=True)
             make_directory(self._state_dir)
@@ -208,7 +211,7 @@ class Pointer:
         stamps = _write_all(directory, spare, wanted)
         sync_directory(directory)
         sync_directory(self._state_dir)
-        return _Copy(name, dict(wanted), stamps)
+        return _Copy(name, dict(wanted), stamps, is_durable=True)
 
     def _retreat(self, before: str | None) -> None:
         """After a failure: the symlink as it was, and nothing of the attempt left.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from lbswitch.balancers.known_process import KnownProcess
 from lbswitch.balancers.nginx_binds import Unavailable, remove_stale_socket, unavailable
 from lbswitch.balancers.nginx_pointer import make_directory
 from lbswitch.balancers.stopmark import StopMark
@@ -37,6 +38,7 @@ class NginxProcess:
         self._pid_file = prefix / "nginx.pid"
         self._error_log = prefix / "error.log"
         self._mark = StopMark(prefix)
+        self._known = KnownProcess()
 
     def pid(self) -> int | None:
         """The master's pid, if it is alive and really this nginx.
@@ -44,13 +46,16 @@ class NginxProcess:
         Workers whose master was killed go on serving what they serve, and follow the pointer; that is None, too. The
         next start lets them finish and takes their place.
         """
+        return self._known.pid() or self._found()
+
+    def _found(self) -> int | None:
         try:
             pid = int(self._pid_file.read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None
         is_ours = command.startswith(b"nginx: master process") and os.fsencode(self._configuration) in command
-        return pid if is_ours else None
+        return self._known.remember(pid) if is_ours else None
 
     def is_stopped_on_purpose(self) -> bool:
         """Whether somebody stopped it and nobody started it since."""

@@ -65,6 +65,7 @@ class Templates:
 
     def __init__(self, kind: str, override: Path | None = None) -> None:
         """Look in `override` (as `override/KIND/NAME` or `override/NAME`), then in the wheel."""
+        self._kind = kind
         self.directories = (
             *((override / kind, override) if override is not None else ()),
             STOCK_TEMPLATES / kind,
@@ -81,8 +82,12 @@ class Templates:
         self._compiled_from: object = None
 
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
-        """Path, time and size of every template: changes when an edit could change what is rendered."""
-        return tuple(stamp for directory in self.directories for stamp in sorted(_stamps(directory)))
+        """Path, time and size of every template: changes when an edit could change what is rendered.
+
+        Of the stock ones only their directory's: nobody edits them, they are replaced by an upgrade.
+        """
+        own = tuple(stamp for directory in self.directories[:-1] for stamp in sorted(_stamps(directory)))
+        return (*own, *_stamp(STOCK_TEMPLATES / self._kind))
 
     def render(self, name: str, variables: Mapping[str, Any]) -> bytes:
         """Render one template. Raises: RenderFailed, naming file, line and variable."""
@@ -157,6 +162,12 @@ class Templates:
     def _tree(self, place: str) -> nodes.Template | None:
         source = _read(place.rpartition(":")[0])
         return None if source is None else self._environment.parse(source)
+
+
+def _stamp(directory: Path) -> Iterator[tuple[str, int, int]]:
+    with contextlib.suppress(OSError):
+        status = directory.stat()
+        yield str(directory), status.st_mtime_ns, status.st_ino
 
 
 def _stamps(directory: Path) -> Iterator[tuple[str, int, int]]:

@@ -27,6 +27,7 @@ from lbswitch.errors import StateError
 from lbswitch.ports import OpenOperation, Snapshot, StoredAnswer
 
 _ANSWERS_KEPT = 10_000
+_LOG_PAGES = 4000  # 16 MB: only when operations never leave the time for `rest`
 _SCHEMA = """
 CREATE TABLE service (
     name TEXT PRIMARY KEY, live TEXT NOT NULL, weight INTEGER NOT NULL,
@@ -69,6 +70,8 @@ _STEPS = (_SCHEMA, _SNAPSHOTS, _DRAINS)
 class SqliteStore:
     """The `ports.Store` of an agent. One connection, used by several threads under a lock."""
 
+    _frozen: dict[str, str] | None = None  # asked for every switch, and only this connection writes it
+
     def __init__(self, path: Path) -> None:
         """Open or create the file, mode 0600. Raises: StateError (not writable, full, damaged, newer version)."""
         self._path = path
@@ -98,6 +101,14 @@ class SqliteStore:
             raise
         return store
 
+    def rest(self) -> None:
+        """Move what the log holds into the file, so that the log is written from its beginning again.
+
+        A file that grows takes one more wait for the disk, and the move itself several: nobody should wait for that.
+        """
+        with self._lock, self._translated():
+            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
@@ -112,6 +123,7 @@ class SqliteStore:
             )
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
+        self._database.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         for number, step in enumerate(_STEPS[version:], start=version + 1):
             self._upgrade(f"{step} PRAGMA user_version = {number};")
 
@@ -302,17 +314,22 @@ class SqliteStore:
     def freeze(self, service: str, reason: str) -> None:
         """Latch a service until a person releases it."""
         with self._transaction() as database:
+            self._frozen = None
             database.execute("INSERT OR REPLACE INTO freeze VALUES (?, ?)", (service, reason))
 
     def release(self, service: str, at: float) -> bool:
         """End a freeze; automatic switches before `at` no longer count."""
         with self._transaction() as database:
+            self._frozen = None
             database.execute("INSERT OR REPLACE INTO released VALUES (?, ?)", (service, at))
             return database.execute("DELETE FROM freeze WHERE service = ?", (service,)).rowcount > 0
 
     def frozen(self) -> dict[str, str]:
         """Frozen services with the reason."""
-        return dict(self._rows("SELECT service, reason FROM freeze"))
+        with self._lock:
+            if self._frozen is None:
+                self._frozen = dict(self._rows("SELECT service, reason FROM freeze"))
+            return dict(self._frozen)
 
     def answer(self, key: str) -> StoredAnswer | None:
         """What an earlier request with this key was answered."""
