@@ -67,6 +67,17 @@ class _Tree:
     revision: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Drafted:
+    """A manifest, and what it was made from."""
+
+    tree: _Tree
+    intent: Intent
+    labels: Labels
+    text: str
+    digest: str
+
+
 class Snapshots:
     """Takes, reads and forgets snapshots. May be used by several threads."""
 
@@ -89,6 +100,7 @@ class Snapshots:
         self._labels = labels
         self._lock = threading.Lock()
         self._tree: _Tree | None = None
+        self._drafted: _Drafted | None = None
         self._recent: deque[str] = deque(maxlen=_RECENT)
         self._version: tuple[Balancer, str] | None = None
         self._parts: dict[str, tuple[ServiceIntent, str]] = {}
@@ -99,9 +111,21 @@ class Snapshots:
     def draft(self, purpose: str, *, restores: int | None = None) -> Snapshot:
         """What there is now, its files written; the caller keeps it in the store. Raises: StateError."""
         with self._lock:
-            tree = self._current_tree()
-            text = self._manifest(tree)
-        return Snapshot(0, self._clock(), purpose, digest_of(text.encode()), tree.digest, text, restores)
+            drafted = self._drafted_now()
+        return Snapshot(0, self._clock(), purpose, drafted.digest, drafted.tree.digest, drafted.text, restores)
+
+    def draft_ahead(self) -> None:
+        """Work out now what the next draft will say, if nothing changes until then. Raises: StateError."""
+        with self._lock:
+            self._drafted_now()
+
+    def _drafted_now(self) -> _Drafted:
+        tree, intent, labels = self._current_tree(), self._serving.intent, self._labels()
+        known = self._drafted
+        if known is None or known.tree is not tree or known.intent is not intent or known.labels != labels:
+            text = self._manifest(tree, intent, labels)
+            known = self._drafted = _Drafted(tree, intent, labels, text, digest_of(text.encode()))
+        return known
 
     def take(self, purpose: str) -> int:
         """Keep what there is now, unless the newest snapshot is just that; gives its number. Raises: StateError."""
@@ -138,16 +162,15 @@ class Snapshots:
         (tree,) = self._objects.put([_canonical({"files": listed, "format": _FORMAT}).encode()])
         return _Tree(key, tree, _digest_of_text(config.text), key[1])
 
-    def _manifest(self, tree: _Tree) -> str:
+    def _manifest(self, tree: _Tree, intent: Intent, labels: Labels) -> str:
         """Canonical JSON: sorted keys, no spaces. The services are put together from parts that are kept."""
-        intent = self._serving.intent
         head = {
             "balancer": {"kind": str(self._serving.config.balancer.kind), "version": self._known_version()},
             "config": tree.config,
             "ejected": sorted([key.service, str(key.color), key.address] for key in intent.ejected),
             "format": _FORMAT,
             "generation": intent.generation,
-            "releases": {name: {str(c): label for c, label in of.items()} for name, of in self._labels().items()},
+            "releases": {name: {str(c): label for c, label in of.items()} for name, of in labels.items()},
             "revision": tree.revision,
         }
         services = ",".join(self._part(name, intent.services[name]) for name in sorted(intent.services))

@@ -109,6 +109,8 @@ class Switcher:
             generation = max(self._store.generation(), self._serving.intent.generation) + 1
             after = {service: ServiceIntent(route, generation, before.weighted)}
             self._serving.balancer.prepare_ahead(self._serving.intent.with_services(after))
+            if self._snapshots is not None:
+                self._snapshots.draft_ahead()
         finally:
             mutex.release()
 

@@ -15,8 +15,9 @@ _ALLOWED = re.compile(
     r"""
     state/(?:lbswitch\.db(?:-wal|-shm)?|agent\.lock|live|gen-\d{6,}(?:\.spare|\.1)?(?:/.*)?)
     | state/snapshots(?:/objects(?:/[0-9a-f]{64})?)?
-    | state/nginx(?:/(?:nginx\.pid|error\.log|tmp(?:/.*)?))?
+    | state/nginx(?:/(?:nginx\.pid|error\.log|tmp(?:/.*)?|closing(?:/[0-9a-f]{12})?))?
     | state/haproxy(?:/(?:live\.map|weights\.map|haproxy\.pid|(?:master|worker|state)\.sock))?
+    | state/haproxy/\.(?:live|weights)\.map\.ahead
     | state/(?:nginx|haproxy)/(?:current|rendered(?:/[0-9a-f]{12}(?:/[^.].*)?)?)
     """,
     re.VERBOSE,

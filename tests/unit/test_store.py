@@ -305,3 +305,17 @@ def test_what_a_restore_needs_is_not_forgotten_while_it_is_open(store: SqliteSto
     assert [each.id for each in store.snapshots(10)] == [4, 2]
     store.finish([begun.ended(OperationState.REVERTED, now=1.0)], BEFORE)
     assert store.forget_snapshots(0, 2000.0) == 2
+
+
+def test_rest_loses_nothing(tmp_path: Path) -> None:
+    """What the log held is in the file, whoever reads it meanwhile."""
+    store = SqliteStore(tmp_path / "a.db")
+    store.freeze("shop", "why")
+    reader = SqliteStore.to_read(tmp_path / "a.db")
+    store.rest()
+    store.freeze("blog", "because")
+    assert store.frozen() == reader.frozen() | {"blog": "because"} == {"shop": "why", "blog": "because"}
+    store.release("shop", 0.0)
+    assert store.frozen() == {"blog": "because"}
+    reader.close()
+    store.close()

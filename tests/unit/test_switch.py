@@ -365,6 +365,26 @@ class Killed(BaseException):
     """The process is gone: nothing after this runs."""
 
 
+def test_the_way_back_is_written_ahead(desk: Desk) -> None:
+    """After a move the balancer holds what undoes it, as the next generation; of a split what ends it."""
+    desk.switcher.prepare_way_back()
+    assert desk.balancer.ahead is None
+    done = desk.one(GREEN)
+    desk.switcher.prepare_way_back()
+    assert desk.balancer.ahead.services["shop"] == ServiceIntent(Route(BLUE), done.generation + 1)
+    split = desk.one(BLUE, weight=10)
+    desk.switcher.prepare_way_back()
+    assert desk.balancer.ahead.services["shop"] == ServiceIntent(Route(GREEN), split.generation + 1, weighted=True)
+
+
+def test_nothing_is_written_ahead_while_others_work(desk: Desk) -> None:
+    """An operation has the disk to itself."""
+    desk.one(GREEN)
+    with desk.switcher.held(Request(Kind.SWITCH, ("shop",), to=BLUE)):
+        desk.switcher.prepare_way_back()
+    assert desk.balancer.ahead is None
+
+
 class Full(SqliteStore):
     """There is no room for INTENT."""
 

@@ -53,7 +53,7 @@ class HAProxy(HAProxyBalancer):
         self._directory = directory
         self._binds = {name: parse_endpoint(service.bind) for name, service in config.services.items()}
         self._program = Program(config.balancer.binary)
-        self._runtime = Runtime(directory / "master.sock")
+        self._runtime = Runtime(directory / "master.sock", current=directory / "worker.sock")
         self._files = MapFiles(directory)
         self._rendering = Rendering(config, directory, self._files)
         rendered = RenderedDirectory(directory)

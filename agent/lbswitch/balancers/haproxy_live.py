@@ -110,8 +110,10 @@ class LiveMaps:
             ready.files.apply()
             self._commit_in(ready.updates)
             ready.files.sync()  # requests need not wait for it: without it a power cut leaves what INTENT reverts
-            workers = self.workers()  # those that a reload has started meanwhile, too
-            self._commit_in(self._prepared(after, workers, ready.asked))
+            workers = self.workers()
+            # Where a reload has started a worker meanwhile, it may be the one that answered for the one before it.
+            told = ready.asked if ready.asked.issuperset(workers) else ()
+            self._commit_in(self._prepared(after, workers, told))
             self._current = frozenset(workers) - self._behind
         except (OSError, Unanswered) as error:
             self._current = frozenset()
@@ -140,7 +142,8 @@ class LiveMaps:
         for pid in workers:
             if pid in known:
                 continue
-            update = WorkerMaps(self._runtime_for(pid), pid, self._files)
+            is_current = pid not in self.draining and before is not None
+            update = WorkerMaps(self._runtime_for(pid), pid, self._files, is_current=is_current)
             updates.append(update)
             try:
                 update.prepare(maps, before if pid in self._current else None)

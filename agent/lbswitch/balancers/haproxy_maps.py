@@ -204,8 +204,9 @@ class WorkerMaps:
     count: that spares it the preparation.
     """
 
-    def __init__(self, runtime: Runtime, worker: int, files: MapFiles) -> None:
-        """Nothing is said to the worker yet."""
+    def __init__(self, runtime: Runtime, worker: int, files: MapFiles, *, is_current: bool = False) -> None:
+        """Nothing is said to the worker yet. `is_current`: it is the one that takes new connections."""
+        self._ask = runtime.ask_current if is_current else runtime.ask_all
         self.worker = worker
         self._runtime = runtime
         self._files = files
@@ -246,7 +247,7 @@ class WorkerMaps:
         """
         path = self._files.seen(self._files.live)
         commands = [f"set map {path} {key} {value}" for key, value in self._values.items()]
-        return not self._runtime.ask_all(self.worker, commands).strip()
+        return not self._ask(self.worker, commands).strip()
 
     def discard(self) -> None:
         """Forget what was prepared; a worker that can't be reached forgets it when it ends."""

@@ -75,19 +75,26 @@ class Runtime:
     """The master's socket. One connection a question: nothing is left half-said when a process goes away."""
 
     def __init__(
-        self, path: Path, timeout_s: float = _TIMEOUT_S, is_alive: Callable[[int], bool] | None = None
+        self,
+        path: Path,
+        timeout_s: float = _TIMEOUT_S,
+        is_alive: Callable[[int], bool] | None = None,
+        current: Path | None = None,
     ) -> None:
         """Remember where; the socket exists while HAProxy runs. `timeout_s` is for one answer.
+
+        `current` is the socket of whichever worker is the current one, where there is such a thing.
 
         `is_alive` says whether a worker still exists; in a container its pid means nothing to this host.
         """
         self.path = path
         self._timeout_s = timeout_s
         self._is_alive = is_alive or _is_alive
+        self._current = current
 
     def with_timeout(self, timeout_s: float) -> Runtime:
         """The same socket, with another patience in seconds."""
-        return Runtime(self.path, timeout_s, self._is_alive)
+        return Runtime(self.path, timeout_s, self._is_alive, self._current)
 
     def processes(self) -> Processes:
         """Master and workers. Raises: Unanswered."""
@@ -100,6 +107,15 @@ class Runtime:
     def ask_all(self, worker: int, commands: Sequence[str]) -> str:
         """What this worker says to commands on one line; each runs whatever the one before said. Raises: Unanswered."""
         return self._exchange(worker, _line(worker, commands))
+
+    def ask_current(self, worker: int, commands: Sequence[str]) -> str:
+        """The same, on the current worker's own socket if it has one: without the master in between it is quicker.
+
+        `worker` is meant to be the current one; after a reload in this moment another one answers. Raises: Unanswered.
+        """
+        if self._current is None or not self._current.exists():
+            return self.ask_all(worker, commands)
+        return self._exchange(worker, "; ".join(commands) + "\n", self._current)
 
     def requests(self, worker: int) -> Mapping[str, int]:
         """Requests and tunnels that this worker has in flight to servers, by backend. Raises: Unanswered."""
@@ -127,11 +143,11 @@ class Runtime:
         if answer:
             raise Unanswered(f"worker {worker} says: {answer.splitlines()[0][:200]}")
 
-    def _exchange(self, worker: int | None, text: str) -> str:
+    def _exchange(self, worker: int | None, text: str, path: Path | None = None) -> str:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(_TICK_S)
-                connection.connect(str(self.path))
+                connection.connect(str(path or self.path))
                 connection.sendall(text.encode())
                 connection.shutdown(socket.SHUT_WR)
                 answer = self._read(connection, worker)

@@ -45,7 +45,7 @@ class Taken:
 
 def run(bench: Bench) -> None:
     """A few switches of each system, then of each again: a busy moment of the machine meets several of them."""
-    turns, plan = (1, Plan(4, 1, 0.6)) if bench.is_quick else (2, Plan(20))
+    turns, plan = (1, Plan(4, 1, 0.6)) if bench.is_quick else (2, Plan(12))
     systems = of_balancers(SYSTEMS, bench.balancers)
     taken = {system: Taken() for system in systems}
     try:

@@ -218,3 +218,45 @@ def test_ejected_servers_of_an_intent_are_left_out_by_its_commit(make, blue, gre
     later = managed.adapter()
     later.commit(managed.intent.with_ejected(frozenset([key("shop", "blue", blue.address)])), [])
     assert {managed.app() for _ in range(6)} == {"green"}
+
+
+def test_a_key_that_somebody_removed_comes_back(shop):
+    """A worker that can't be told the two values that change is given the whole map."""
+    shop.move(shop=GREEN)
+    shop.move(shop=BLUE)
+    runtime, (worker,) = shop.haproxy._runtime, shop.processes().current
+    runtime.tell(worker, [f"del map {shop.haproxy._files.live} shop"])
+    shop.move(shop=GREEN)
+    assert shop.app() == "green"
+    shop.move(shop=BLUE)
+    assert shop.app() == "blue"
+
+
+def test_a_worker_of_a_reload_in_between_follows(shop):
+    """Workers that nobody knew when the last commit ended get the next one, too; and those that they replaced."""
+    shop.move(shop=GREEN)
+    held = shop.connection()
+    ask(held, "/", {})
+    shop.haproxy.reload()
+    shop.move(shop=BLUE)
+    assert shop.app() == "blue"
+    assert ask(held, "/", {}).getheader("X-App") == "blue"
+    held.close()
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_maps_that_were_written_ahead(shop, touched):
+    """They are used as they lie there, unless somebody has touched them."""
+    shop.move(shop=GREEN)
+    after = shop.after(shop=BLUE)
+    shop.haproxy.prepare_ahead(after)
+    ahead = shop.haproxy._files.live.with_name(".live.map.ahead")
+    assert "shop blue" in ahead.read_text()
+    if touched:
+        ahead.write_text("shop yellow\n")
+    inode = ahead.stat().st_ino
+    shop.haproxy.commit(after, ["shop"])
+    assert shop.app() == "blue"
+    live = shop.haproxy._files.live
+    assert (live.stat().st_ino == inode) is not touched
+    assert "yellow" not in live.read_text()
