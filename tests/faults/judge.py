@@ -17,7 +17,7 @@ _ALLOWED = re.compile(
     | state/snapshots(?:/objects(?:/[0-9a-f]{64})?)?
     | state/nginx(?:/(?:nginx\.pid|error\.log|tmp(?:/.*)?|closing(?:/[0-9a-f]{12})?))?
     | state/haproxy(?:/(?:live\.map|weights\.map|haproxy\.pid|(?:master|worker|state)\.sock))?
-    | state/haproxy/\.(?:live|weights)\.map\.ahead
+    | state/haproxy/\.(?:live|weights)\.map\.(?:new|old)
     | state/(?:nginx|haproxy)/(?:current|rendered(?:/[0-9a-f]{12}(?:/[^.].*)?)?)
     """,
     re.VERBOSE,

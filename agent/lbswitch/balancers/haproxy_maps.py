@@ -11,7 +11,7 @@ changed first: what it says of a split service has no effect until the weight go
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -84,7 +84,7 @@ class MapFiles:
         self.seen = seen
         self.live = directory / "live.map"
         self.weights = directory / "weights.map"
-        self._ahead: dict[Path, Ahead] = {}
+        self._ahead: Ahead | None = None
 
     def exist(self) -> bool:
         """Whether HAProxy could start with them."""
@@ -100,52 +100,54 @@ class MapFiles:
     def staged(self, maps: Maps) -> StagedFiles:
         """New content for both files, to be written beside those in use. Raises: OSError."""
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return StagedFiles([(self.live, maps.live), (self.weights, maps.weights)], self._ahead)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            if ahead.maps == maps and ahead.files.stamps() == ahead.stamps is not None:
+                return ahead.files
+            ahead.files.clean()
+        return StagedFiles([(self.live, maps.live), (self.weights, maps.weights)])
 
     def write_ahead(self, maps: Maps) -> None:
         """Write and fsync now what staging these maps will have to write. Raises: OSError."""
-        for path, text in ((self.live, maps.live), (self.weights, maps.weights)):
-            if not _holds(path, text):
-                self._ahead.pop(path, None)
-                write_file(_ahead(path), text.encode())
-                self._ahead[path] = Ahead(text.encode(), _stamp(_ahead(path)))
+        files = self.staged(maps)
+        files.write()
+        self._ahead = Ahead(maps, files, files.stamps())
 
 
 class Ahead(NamedTuple):
-    """Content that was written before anybody asked for it, and what `stat` said of its file."""
+    """What was written before anybody asked for it, and what `stat` said of the files then."""
 
-    content: bytes
-    stamp: tuple[int, ...]
+    maps: Maps
+    files: StagedFiles
+    stamps: Sequence[tuple[int, ...]] | None
 
 
 class StagedFiles:
     """New content for files, on disk but not in use; going back takes no room on a full disk."""
 
-    def __init__(self, contents: list[tuple[Path, str]], ahead: dict[Path, Ahead]) -> None:
-        """Files in the order in which they are to change; what was written `ahead` is used up."""
-        self._ahead = ahead
+    def __init__(self, contents: list[tuple[Path, str]]) -> None:
+        """Files in the order in which they are to change."""
+        self._is_written = False
         self._paths = [path for path, _ in contents]
         self._contents = [(path, content.encode()) for path, content in contents if not _holds(path, content)]
 
     def write(self) -> None:
         """Write and fsync the new content, and keep a second name for the old. Raises: OSError."""
+        if self._is_written:
+            return
         for path, content in self._contents:
-            if not self._has_ahead(path, content):
-                write_file(_new(path), content)
+            write_file(_new(path), content)
             _old(path).unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 _old(path).hardlink_to(path)
+        self._is_written = True
 
-    def _has_ahead(self, path: Path, content: bytes) -> bool:
-        """Take what was written ahead, if it is this and nobody has touched it."""
-        found = self._ahead.pop(path, None)
-        if found is None or found.content != content:
-            return False
-        with contextlib.suppress(OSError):
-            if _stamp(_ahead(path)) == found.stamp:
-                _ahead(path).rename(_new(path))
-                return True
-        return False
+    def stamps(self) -> Sequence[tuple[int, ...]] | None:
+        """What changes when anybody touches the files, the old or the new ones; None when one is missing."""
+        try:
+            return [_stamp(name) for path, _ in self._contents for name in (path, _new(path))]
+        except OSError:
+            return None
 
     def apply(self) -> None:
         """Rename the new files into place; a process that starts reads them. Raises: OSError; then `revert`."""
@@ -177,13 +179,9 @@ def _new(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def _ahead(path: Path) -> Path:
-    return path.with_name(f".{path.name}.ahead")
-
-
 def _stamp(path: Path) -> tuple[int, ...]:
     status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _old(path: Path) -> Path:

