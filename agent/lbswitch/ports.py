@@ -106,6 +106,9 @@ class Draining(Protocol):
     def close(self, pool: PoolKey, most: int) -> int:
         """End at most so many connections to a pool, old workers' first; gives how many. Raises: BalancerError."""
 
+    def crew(self) -> int:
+        """How many workers one start or reload makes."""
+
     def old_workers(self) -> tuple[OldWorker, ...]:
         """Workers from before a reload that still run, oldest first. Never raises."""
 

@@ -58,6 +58,9 @@ class FakeDraining:
         self.closed.append((pool, most - left))
         return most - left
 
+    def crew(self) -> int:
+        return 2
+
     def old_workers(self) -> tuple[OldWorker, ...]:
         return self.old
 

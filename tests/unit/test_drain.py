@@ -485,12 +485,13 @@ def test_old_workers_are_counted_and_capped_where_they_are_ours(desk: Desk, mana
     document["balancer"] = {"kind": "nginx", "managed": managed, **guest}
     desk.serving.config = type(desk.config).model_validate(document)
     old = OldWorkers(desk.serving, desk.events, never)
-    desk.draining.old = workers(8)
+    most = 2 * desk.serving.config.balancer.old_workers  # two workers a reload
+    desk.draining.old = workers(most)
     old.look()
-    assert (len(old.found), desk.types()) == (8, [])
-    desk.draining.old = workers(10)
+    assert (len(old.found), desk.types()) == (most, [])
+    desk.draining.old = workers(most + 2)
     old.look()
-    assert len(old.found) == (8 if managed else 10)
+    assert len(old.found) == (most if managed else most + 2)
     assert [each.pid for each in desk.draining.ended] == ([200, 201] if managed else [])
     if managed:
         (event,) = desk.told

@@ -125,6 +125,10 @@ class HAProxyDraining:
 
     # -- workers -----------------------------------------------------------------------------------------------
 
+    def crew(self) -> int:
+        """One process with threads."""
+        return 1
+
     def old_workers(self) -> tuple[OldWorker, ...]:
         """By the master's list; each is as old as the last reload at least. Never raises."""
         try:

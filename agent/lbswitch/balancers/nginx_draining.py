@@ -40,6 +40,7 @@ class NginxDraining:
     def __init__(self, config: Config, master: Callable[[], int | None], *, is_ours: bool, is_inside: bool) -> None:
         """`master` gives its pid; `is_ours` says whether lbswitch may end workers, `is_inside` that it is contained."""
         self._servers = NginxServers(config)
+        self._workers = config.balancer.workers
         self._master = master
         self._is_ours = is_ours
         self._is_inside = is_inside
@@ -124,6 +125,10 @@ class NginxDraining:
         return closed
 
     # -- workers -----------------------------------------------------------------------------------------------
+
+    def crew(self) -> int:
+        """What `worker_processes` says; `auto` is one for each core."""
+        return self._workers or os.cpu_count() or 1
 
     def old_workers(self) -> tuple[OldWorker, ...]:
         """By their titles; each is told to be as old as the last reload at least. Never raises."""

@@ -152,10 +152,10 @@ class BalancerConfig(_Section):
         description="Most connections at once: a worker's (nginx), the process's (HAProxy).",
     )
     old_workers: int = Field(
-        8,
+        16,
         ge=1,
         le=1000,
-        description="Most workers from before reloads that may go on with their connections; the oldest are ended.",
+        description="From how many reloads workers may go on with their connections; the oldest beyond it are ended.",
     )
     config: tuple[FilePath, ...] | None = Field(
         None,

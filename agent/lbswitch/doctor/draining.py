@@ -61,7 +61,7 @@ def old_workers(case: Case) -> Iterator[Finding]:
     found = _old_workers(case)
     if not found:
         return
-    kind, limit = case.config.balancer.kind, case.config.balancer.old_workers
+    kind, limit = case.config.balancer.kind, case.config.balancer.old_workers * case.balancer.draining.crew()
     oldest = found[0]
     held = "an unknown number of" if oldest.connections is None else oldest.connections
     what = (

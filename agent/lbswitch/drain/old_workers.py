@@ -40,10 +40,11 @@ class OldWorkers:
         """Count them, and end the oldest beyond `balancer.old_workers` where the balancer is ours. Blocks."""
         config, draining = self._serving.config, self._serving.balancer.draining
         found = draining.old_workers()
-        if config.balancer.managed and len(found) > config.balancer.old_workers:
-            ended = draining.end_old_workers(config.balancer.old_workers)
+        most = config.balancer.old_workers * draining.crew()
+        if config.balancer.managed and len(found) > most:
+            ended = draining.end_old_workers(most)
             if ended:
-                self._tell(len(found), ended)
+                self._tell(len(found), most, ended)
                 gone = {each.pid for each in ended}
                 found = tuple(each for each in found if each.pid not in gone)
         self.found = found
@@ -52,14 +53,15 @@ class OldWorkers:
         )
         self.why_not_closed = draining.why_not_closed() if wants_closing else None
 
-    def _tell(self, count: int, ended: Sequence[OldWorker]) -> None:
-        kind, limit = self._serving.config.balancer.kind, self._serving.config.balancer.old_workers
+    def _tell(self, count: int, most: int, ended: Sequence[OldWorker]) -> None:
+        kind, reloads = self._serving.config.balancer.kind, self._serving.config.balancer.old_workers
         shown = "; ".join(f"pid {each.pid}, {each.age_s:.0f} s old, {_connections(each)}" for each in ended[:5])
         known = [each.connections for each in ended if each.connections is not None]
         cost = f"{sum(known)} connections" if len(known) == len(ended) else "an unknown number of connections"
         self._events.emit(
             "old-workers-ended",
-            f"{count} {kind} workers from before reloads were still there, {limit} may be (balancer.old_workers): "
+            f"{count} {kind} workers from before reloads were still there, {most} may be "
+            f"(balancer.old_workers: {reloads} reloads): "
             f"{len(ended)} ended, which cost {cost}: {shown}",
             level="warning",
             workers=[{"pid": each.pid, "age_s": each.age_s, "connections": each.connections} for each in ended],
