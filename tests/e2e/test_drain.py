@@ -237,5 +237,7 @@ def test_old_workers_are_capped(make_site: MakeSite, streams: Streams) -> None:
     wait_until(lambda: all(one.broken for one in [*generations[0], *generations[1]]), "the oldest two are ended", 60)
     wait_until(lambda: balancer(site)["old_workers"] == 2, "two are left", 30)
     assert "old-workers-ended" in site.agent.log()
-    assert "workers from before reloads were still there, 2 may be (balancer.old_workers: 2 reloads)" in site.agent.log()
+    assert (
+        "workers from before reloads were still there, 2 may be (balancer.old_workers: 2 reloads)" in site.agent.log()
+    )
     assert not any(one.ended_at for generation in generations[2:] for one in generation)
