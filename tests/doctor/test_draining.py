@@ -70,7 +70,8 @@ def test_what_the_agent_may_do_counts(desk: Desk) -> None:
         (0, 0.0, True, []),
         (3, 60.0, True, []),
         (3, 7200.0, True, ["note"]),
-        (8, 60.0, True, ["warning"]),
+        (31, 60.0, True, []),
+        (32, 60.0, True, ["warning"]),  # 16 reloads with two workers each
         (8, 60.0, False, []),
         (9, 60.0, False, ["warning"]),
     ],

@@ -155,7 +155,8 @@ def test_a_lost_choice_is_repaired(make_site: MakeSite) -> None:
         wait_until(lambda: load.report().phase("after").sent > 50, "it goes on")
         report = load.stop()
     assert report.lost == 0, report.lost_by_kind
-    assert report.phase("after").by("blue") is None
+    late = report.phase("after").by("blue")  # at most the answer to what was sent before
+    assert late is None or late.last_sent_ms < 0
     wrong = report.phase("drift").by("blue")
     said = "none" if wrong is None else f"{wrong.count}, the last answered {wrong.last_ms:.1f} ms after it"
     print(f"{site.kind}: of {report.sent} requests {said} went to blue")
