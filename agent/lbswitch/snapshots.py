@@ -114,11 +114,6 @@ class Snapshots:
             drafted = self._drafted_now()
         return Snapshot(0, self._clock(), purpose, drafted.digest, drafted.tree.digest, drafted.text, restores)
 
-    def draft_ahead(self) -> None:
-        """Work out now what the next draft will say, if nothing changes until then. Raises: StateError."""
-        with self._lock:
-            self._drafted_now()
-
     def _drafted_now(self) -> _Drafted:
         tree, intent, labels = self._current_tree(), self._serving.intent, self._labels()
         known = self._drafted
@@ -136,12 +131,12 @@ class Snapshots:
         return self._store.add_snapshot(draft)
 
     def warm(self) -> None:
-        """Write now what the next snapshot would have to write. Raises: StateError."""
+        """Write and work out now what the next snapshot would have to. Raises: StateError."""
         balancer = self._serving.balancer
         version = balancer.version()
         with self._lock:
             self._version = (balancer, version)
-            self._current_tree()
+            self._drafted_now()
 
     def _current_tree(self) -> _Tree:
         config, balancer = self._serving.config, self._serving.balancer

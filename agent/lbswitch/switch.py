@@ -106,11 +106,10 @@ class Switcher:
                 return
             live = before.route.live
             route = Route(live if before.route.is_split else live.other)
-            generation = max(self._store.generation(), self._serving.intent.generation) + 1
-            after = {service: ServiceIntent(route, generation, before.weighted)}
+            after = {service: ServiceIntent(route, self._next_generation(), before.weighted)}
             self._serving.balancer.prepare_ahead(self._serving.intent.with_services(after))
             if self._snapshots is not None:
-                self._snapshots.draft_ahead()
+                self._snapshots.warm()
         finally:
             mutex.release()
 
@@ -276,11 +275,14 @@ class Switcher:
         ]
 
     def _after(self, moves: Sequence[_Move]) -> dict[str, ServiceIntent]:
-        generation = max(self._store.generation(), self._serving.intent.generation) + 1
+        generation = self._next_generation()
         return {
             move.service: ServiceIntent(move.route, generation, move.before.weighted or move.route.is_split)
             for move in moves
         }
+
+    def _next_generation(self) -> int:
+        return max(self._store.generation(), self._serving.intent.generation) + 1
 
     def _files(self, after: Mapping[str, ServiceIntent], moves: Sequence[_Move], request: Request) -> Rendered | None:
         """The files that must change. Broken templates never stand in the way back, if it needs no files.

@@ -77,7 +77,7 @@ class Upkeep:
         self._moved.set()
 
     async def prepare(self) -> None:
-        """After every operation, and at the start, write ahead what the way back needs, until cancelled."""
+        """After every operation write ahead what the way back needs, until cancelled."""
         while True:
             await self._moved.wait()
             self._moved.clear()

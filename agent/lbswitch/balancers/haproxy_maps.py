@@ -102,7 +102,7 @@ class MapFiles:
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            if ahead.maps == maps and ahead.files.stamps() == ahead.stamps is not None:
+            if ahead.maps == maps and ahead.stamps is not None and ahead.files.stamps() == ahead.stamps:
                 return ahead.files
             ahead.files.clean()
         return StagedFiles([(self.live, maps.live), (self.weights, maps.weights)])
