@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lbswitch.balancers import nginx_workers
 from tests.e2e.conftest import Site
 from tests.support.streams import Stream, Streams, WebSocket, close
 from tests.support.wait import wait_until
@@ -61,12 +62,22 @@ def workers(drain: dict[str, Any], *, old: bool) -> int:
 
 def reload(site: Site) -> None:
     """Change what is rendered, so that the balancer reads it anew; its workers of before are old now."""
+    before = accepting(site)
     service = site.config["services"]["shop"]
     seconds = int(service.get("timeouts", {"read": "60s"})["read"].removesuffix("s")) + 1
     service["timeouts"] = {"read": f"{seconds}s"}
     site.agent.write_config(site.config)
     said = site.agent.lbswitch("apply", "--json")
     assert (said.code, said.output["configuration"]) == (0, "applied") or said.output["configuration"] == "unchanged"
+    # nginx tells its old workers to end only after the new ones run, and until then they take connections as well.
+    if said.output["configuration"] == "applied":
+        wait_until(lambda: not before & accepting(site), "the old workers accept nothing any more", 30)
+
+
+def accepting(site: Site) -> set[int]:
+    """Those of nginx's workers that were not told to end."""
+    running = [nginx_workers.look(process.pid) for process in site.agent.balancer_processes()]
+    return {worker.pid for worker in running if worker is not None and not worker.is_old}
 
 
 def balancer(site: Site) -> dict[str, Any]:

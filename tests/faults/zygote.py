@@ -33,6 +33,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 
@@ -48,7 +49,8 @@ class Hook:
         self._steps = directory / "steps.log"
         self._struck = directory / "struck.log"
         self._lock = threading.Lock()
-        self._id = self._thread = 0
+        self._id = 0
+        self._transaction: FrameType | None = None
         self._seen: Counter[str] = Counter()
 
     def __call__(self, step: str) -> None:
@@ -58,9 +60,9 @@ class Hook:
             except FileNotFoundError:
                 return
             if document["id"] != self._id and step == "gates":
-                self._id, self._thread, self._seen = document["id"], threading.get_ident(), Counter()
-            if document["id"] != self._id or threading.get_ident() != self._thread:
-                return  # of what the agent does by itself
+                self._id, self._transaction, self._seen = document["id"], _transaction(), Counter()
+            if document["id"] != self._id or _transaction() is not self._transaction:
+                return  # of what the agent does by itself, maybe in the thread that did the operation
             self._seen[step] += 1
             _append(self._steps, step)
             orders = [each for each in document["orders"] if (each["step"], each["nth"]) == (step, self._seen[step])]
@@ -69,6 +71,17 @@ class Hook:
             for order in orders:
                 _append(self._struck, f"{step} {order['do']}")
                 _do(order)
+
+
+def _transaction() -> FrameType | None:
+    """The call that does the whole operation in which a step is announced; None elsewhere."""
+    frame: FrameType | None = sys._getframe(1)
+    found = None
+    while frame is not None:
+        if frame.f_globals["__name__"] in ("lbswitch.switch", "lbswitch.restore"):
+            found = frame
+        frame = frame.f_back
+    return found
 
 
 def _append(path: Path, line: str) -> None:
