@@ -64,6 +64,7 @@ class Agent:
         self.drain = DrainWatch(serving, switcher, store, events, self.in_thread)
         self.old_workers = OldWorkers(serving, events, self.in_thread)
         self.edits.own_files_changed, self.edits.repair = self.drift.mark, serving.repair
+        self.edits.is_at_work = switcher.is_at_work
 
     @property
     def config(self) -> Config:

@@ -15,12 +15,12 @@ from typing import Any
 from lbswitch.core.config import OnDrift
 from lbswitch.errors import LbswitchError
 from lbswitch.events import Events
+from lbswitch.pauses import Bell, let_operations_pass
 from lbswitch.ports import Difference
 from lbswitch.serving import Serving
 
 _LOOK_EVERY_S, _AT_MOST_S = 1.0, 3.0
 _PAUSES = 300  # of the processor time that a look took: a third of a percent
-_AFTERWARDS_S = 0.1  # when inotify has told of what an operation did
 _BREATH_S = 0.02  # between two looks, however often files are touched
 _BREATHS = 5  # of the time that a look took, at least, however often somebody marks
 _TOLD_APART = 5  # more differences than this are one event
@@ -54,8 +54,7 @@ class DriftWatch:
         self._in_thread = in_thread
         self._clock = clock
         self._is_at_work = is_at_work
-        self._wake = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bell = Bell()
         self._noticed: dict[Key, float] = {}
         self._repairs: dict[tuple[str, str, str | None], deque[float]] = {}
         self._cost_s = 0.0  # processor time of the last glance, in seconds
@@ -64,28 +63,16 @@ class DriftWatch:
 
     def mark(self) -> None:
         """Something was changed: look soon. From any thread; without effect while `run` does not run."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
+        self._bell.ring()
 
     async def run(self) -> None:
         """Every second, every three where a look costs much, and whenever somebody marks."""
-        self._loop = asyncio.get_running_loop()
         while True:
-            self._wake.clear()
-            await self._let_operations_pass()
+            self._bell.hush()
+            await let_operations_pass(self._is_at_work)
             await self._events.guard("looking for drift", self._in_thread(self.look))
             await asyncio.sleep(max(_BREATH_S, _BREATHS * self._cost_s))
-            try:
-                async with asyncio.timeout(min(_AT_MOST_S, max(_LOOK_EVERY_S, _PAUSES * self._cost_s))):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
-
-    async def _let_operations_pass(self) -> None:
-        """A switch of ours wakes us, too, and then needs the processor for itself; but it can't put us off for long."""
-        deadline = self._clock() + _LOOK_EVERY_S
-        while self._is_at_work(_AFTERWARDS_S) and self._clock() < deadline:
-            await asyncio.sleep(_BREATH_S)
+            await self._bell.wait(min(_AT_MOST_S, max(_LOOK_EVERY_S, _PAUSES * self._cost_s)))
 
     def look(self) -> None:
         """Look once, say what is new and what is over, and repair if that is asked for. Blocks.

@@ -27,6 +27,7 @@ LOOK_EVERY_S = 5.0
 _RETRY_S = 5.0
 _MOST_RETRY_S = 60.0
 _BREATH_S = 0.05  # between two looks, however much happens
+_PUT_OFF_S = 1.0
 _NEEDS_RESTART = (
     *(("agent", key) for key in ("state_dir", "socket", "listen")),
     *(("balancer", key) for key in ("kind", "binary", "managed", "config", "output_dir")),
@@ -87,6 +88,7 @@ class Edits:
         """`load` reads the configuration file and makes the balancer for it."""
         self.config_error: str | None = None
         self.own_files_changed: Callable[[], None] = lambda: None  # called in the event loop, at once
+        self.is_at_work: Callable[[float], bool] = lambda _within_s: False  # or an operation ended so short a time ago
         self.repair: Callable[[], list[str]] | None = None  # puts right what drifted, and says what that was; blocks
         self._path = config_path
         self._serving = serving
@@ -100,6 +102,8 @@ class Edits:
         self._edited = Debounce()
         self._edited_paths: set[Path] = set()
         self._seen: set[Path] = set()  # those that were read at least once
+        self._followed_at = float("-inf")
+        self._must_follow = False
         self._retry_at: float | None = None
         self._retry_pause_s = _RETRY_S
         self._held: Config | None = None
@@ -180,7 +184,12 @@ class Edits:
         roots = [Path(root) for root in (config.agent.state_dir, config.balancer.output_dir) if root is not None]
         keys = {Path(path) for each in config.services.values() if each.tls for path in (each.tls.cert, each.tls.key)}
         own = {path for path in watched - keys if any(root in (path, *path.parents) for root in roots)}
-        watching.follow({self._path, *(watched - own)}, own)
+        # Watching other directories takes the processor from switches, which can't put it off for long.
+        now = time.monotonic()
+        self._must_follow = self.is_at_work(_BREATH_S) and now - self._followed_at < _PUT_OFF_S
+        if not self._must_follow:
+            self._followed_at = now
+            watching.follow({self._path, *(watched - own)}, own)
         return watching.changed()
 
     def _due_at(self, debounce: Debounce) -> float | None:
@@ -195,7 +204,8 @@ class Edits:
         """Until something happens or is due, or it is time to look in any case."""
         await asyncio.sleep(_BREATH_S)
         now = time.monotonic()
-        moments = (self._due_at(self._edited), self._retry_at, now + LOOK_EVERY_S)
+        latest = now + (_BREATH_S if self._must_follow else LOOK_EVERY_S)
+        moments = (self._due_at(self._edited), self._retry_at, latest)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(each for each in moments if each is not None) - now)):
                 await self._wake.wait()

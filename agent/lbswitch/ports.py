@@ -178,6 +178,9 @@ class Balancer(Protocol):
     def prepare_ahead(self, intent: Intent) -> None:
         """Write while nobody waits what a `prepare` of just this intent would have to write. Raises: CommitFailed."""
 
+    def is_ahead(self, intent: Intent) -> bool:
+        """Whether a `prepare` of just this intent would write nothing, as far as is known without looking."""
+
     def forget(self) -> None:
         """Drop what was prepared and not committed. Never raises."""
 

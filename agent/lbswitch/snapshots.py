@@ -168,7 +168,12 @@ class Snapshots:
             "releases": {name: {str(c): label for c, label in of.items()} for name, of in labels.items()},
             "revision": tree.revision,
         }
-        services = ",".join(self._part(name, intent.services[name]) for name in sorted(intent.services))
+        known = self._parts
+        parts = [
+            part[1] if (part := known.get(name)) is not None and part[0] is service else self._part(name, service)
+            for name, service in sorted(intent.services.items())
+        ]
+        services = ",".join(parts)
         return f'{_canonical(head)[:-1]},"services":{{{services}}},"tree":"{tree.digest}"}}'
 
     def _known_version(self) -> str:
@@ -178,11 +183,10 @@ class Snapshots:
         return self._version[1]
 
     def _part(self, name: str, intent: ServiceIntent) -> str:
-        known = self._parts.get(name)
-        if known is None or known[0] is not intent:
-            facts = [str(intent.route.live), intent.route.weight, intent.generation, intent.weighted]
-            known = self._parts[name] = (intent, f"{json.dumps(name)}:{_canonical(facts)}")
-        return known[1]
+        facts = [str(intent.route.live), intent.route.weight, intent.generation, intent.weighted]
+        part = f"{json.dumps(name)}:{_canonical(facts)}"
+        self._parts[name] = (intent, part)
+        return part
 
     # -- after a crash -----------------------------------------------------------------------------------------
 

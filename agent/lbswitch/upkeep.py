@@ -10,6 +10,7 @@ from typing import Any
 
 from lbswitch.errors import CommitFailed
 from lbswitch.events import Events
+from lbswitch.pauses import let_operations_pass
 from lbswitch.ports import Store
 from lbswitch.serving import Serving
 from lbswitch.snapshots import Snapshots
@@ -81,8 +82,7 @@ class Upkeep:
         while True:
             await self._moved.wait()
             self._moved.clear()
-            while self._switcher.is_at_work(_BREATH_S):
-                await asyncio.sleep(_BREATH_S)
+            await let_operations_pass(self._switcher.is_at_work, _BREATH_S, float("inf"))
             await self._events.guard("preparing the way back", self._in_thread(self._prepare))
 
     def _prepare(self) -> None:
@@ -93,6 +93,7 @@ class Upkeep:
     async def count_clients(self) -> None:
         """Remember who uses which service, until cancelled; seldom enough to cost little."""
         while True:
+            await let_operations_pass(self._switcher.is_at_work)
             began = time.monotonic()
             services = list(self._serving.config.services)
             await self._events.guard("counting clients", self._in_thread(self._serving.usage.count, services))

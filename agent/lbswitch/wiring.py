@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ from lbswitch.store.sqlite import SqliteStore
 from lbswitch.switch import Switcher
 
 OnStep = Callable[[str], None]
+
+_SWITCH_INTERVAL_S = 0.0005  # how long a slower loop may keep the interpreter from a switch; Python's own is 5 ms
 
 
 def make_balancer(config: Config) -> Balancer:
@@ -106,6 +109,7 @@ def run_agent(
     `on_step` is told the name of every step of every operation before it is taken.
     """
     logs.set_up(log_format, log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     config_path = config_path.absolute()
     config, balancer = load(config_path)
     balancer.version()

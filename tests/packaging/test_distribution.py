@@ -85,7 +85,7 @@ def test_the_wheel_has_the_command_and_the_license(wheel):
     """`lbswitch` is on the PATH after an installation, and the license comes with it."""
     with zipfile.ZipFile(wheel) as archive:
         info = f"lbswitch-{__version__}.dist-info"
-        assert "lbswitch = lbswitch.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert "lbswitch = lbswitch.cli.run:run" in archive.read(f"{info}/entry_points.txt").decode()
         assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
 
 

@@ -143,6 +143,9 @@ class FakeBalancer:
     def prepare_ahead(self, intent: Intent) -> None:
         self.ahead = intent
 
+    def is_ahead(self, intent: Intent) -> bool:
+        return False
+
     def forget(self) -> None:
         self.prepared = None
 

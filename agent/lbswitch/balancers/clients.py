@@ -1,4 +1,4 @@
-"""How many connections are open at a listener of this machine, as the kernel's tables say (proc(5), /proc/net/tcp)."""
+"""How many connections are open at a listener of this machine, as the kernel says (sock_diag(7), or proc(5))."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from lbswitch.balancers import socket_diag
 from lbswitch.core.values import Endpoint
 
 _ESTABLISHED = {"tcp": "01", "unix": "03"}
@@ -34,7 +35,15 @@ def _counted(wanted: Mapping[str, int | str], table: Callable[[], Iterator[int |
 
 
 def _ports() -> Iterator[int]:
-    """The local ports of established connections: `sl local_address rem_address st ...`, in hexadecimal."""
+    """The local ports of established connections. Raises: OSError."""
+    try:
+        yield from list(socket_diag.local_ports())
+    except OSError:  # not everybody may ask
+        yield from _listed_ports()
+
+
+def _listed_ports() -> Iterator[int]:
+    """Of lines as `sl local_address rem_address st ...`, in hexadecimal. Raises: OSError."""
     for table in _TABLES:
         path = Path("/proc/net") / table
         if not path.exists():  # a kernel without IPv6

@@ -62,6 +62,10 @@ class HAProxyBalancer(ABC):
         """Write the new maps; workers get them when they are to count. Raises: CommitFailed."""
         self._live.prepare_ahead(intent)
 
+    def is_ahead(self, intent: Intent) -> bool:
+        """Whether the new maps are on disk, as far as is known without looking."""
+        return self._live.is_ahead(intent)
+
     def forget(self) -> None:
         """Take them back."""
         self._live.forget()

@@ -43,24 +43,36 @@ class LiveMaps:
         self._servers = servers
         self._is_running = is_running
         self._ready: _Ready | None = None
+        self._made: tuple[Intent, Maps] | None = None
         self._current: frozenset[int] = frozenset()  # the workers that serve what was committed last
         self._behind: set[int] = set()
         self._ejected: frozenset[ServerKey] = frozenset()
         self._told: set[int] = set()
 
+    def _maps_of(self, intent: Intent) -> Maps:
+        """What is asked for several times in a switch is put together once."""
+        known = self._made
+        if known is None or known[0] is not intent:
+            known = self._made = (intent, Maps.of(intent))
+        return known[1]
+
     def prepare(self, intent: Intent) -> None:
         """Hand out all that the next commit needs if it is of this intent: no request notices. Raises: CommitFailed."""
         try:
-            self._get_ready(Maps.of(intent))
+            self._get_ready(self._maps_of(intent))
         except (OSError, Unanswered) as error:
             raise CommitFailed(f"nothing moved, the maps serve what they served before: {_words(error)}") from error
 
     def prepare_ahead(self, intent: Intent) -> None:
         """Write the files that a commit of this intent would write. Raises: CommitFailed."""
         try:
-            self._files.write_ahead(Maps.of(intent))
+            self._files.write_ahead(self._maps_of(intent))
         except OSError as error:
             raise CommitFailed(f"the next maps could not be written: {_words(error)}") from error
+
+    def is_ahead(self, intent: Intent) -> bool:
+        """Whether the next maps are on disk already, as far as is known without looking."""
+        return self._files.are_ahead(self._maps_of(intent))
 
     def forget(self) -> None:
         """Drop what was prepared and not committed."""
@@ -77,7 +89,7 @@ class LiveMaps:
         everywhere, on disk and in the workers, before the first of them counts: that is where things fail.
         """
         try:
-            self._commit(Maps.of(intent))
+            self._commit(self._maps_of(intent))
         except (OSError, Unanswered) as error:
             names = ", ".join(sorted(changed)) or "nothing"
             raise CommitFailed(

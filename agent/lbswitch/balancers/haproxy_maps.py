@@ -11,7 +11,7 @@ changed first: what it says of a split service has no effect until the weight go
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,14 +51,15 @@ class Maps:
         """The values that differ, if that is one service's color and nothing else; else empty."""
         if self.weights != before.weights:
             return {}
-        known, wanted = _pairs(before.live), _pairs(self.live)
-        changed = {key: value for key, value in wanted.items() if known.get(key) != value}
-        services = {key.removesuffix(_GENERATION) for key in changed}
-        return changed if known.keys() == wanted.keys() and len(services) == 1 else {}
+        old, new = before.live.splitlines(), self.live.splitlines()
+        known, wanted = _pairs(set(old).difference(new)), _pairs(set(new).difference(old))
+        services = {key.removesuffix(_GENERATION) for key in wanted}
+        is_one = len(old) == len(new) and known.keys() == wanted.keys() and len(services) == 1
+        return wanted if is_one else {}
 
     def intent(self) -> Intent:
         """What these maps serve. Services with a line that nobody understands are left out."""
-        live, weights = _pairs(self.live), _pairs(self.weights)
+        live, weights = _pairs(self.live.splitlines()), _pairs(self.weights.splitlines())
         services = {}
         for name, color in live.items():
             with contextlib.suppress(KeyError, ValueError):
@@ -70,8 +71,8 @@ class Maps:
         return Intent(services, max((service.generation for service in services.values()), default=0))
 
 
-def _pairs(text: str) -> Mapping[str, str]:
-    lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
+def _pairs(text: Iterable[str]) -> Mapping[str, str]:
+    lines = (line.split() for line in text if not line.startswith("#"))
     return {words[0]: words[1] for words in lines if len(words) == 2}
 
 
@@ -112,6 +113,10 @@ class MapFiles:
         files = self.staged(maps)
         files.write()
         self._ahead = Ahead(maps, files, files.stamps())
+
+    def are_ahead(self, maps: Maps) -> bool:
+        """Whether these were written ahead, as far as is known without looking."""
+        return self._ahead is not None and self._ahead.maps == maps
 
 
 class Ahead(NamedTuple):

@@ -80,6 +80,7 @@ class Rendering:
         override = config.balancer.templates
         self._templates = Templates("haproxy", None if override is None else Path(override))
         self._last: tuple[object, Rendered] | None = None
+        self._tls = [service.tls for service in config.services.values() if service.tls is not None]
 
     def render(self, intent: Intent) -> Rendered:
         """The configuration for this intent.
@@ -98,12 +99,9 @@ class Rendering:
 
     def _inputs(self, intent: Intent) -> object:
         """Everything beside the configuration that the rendered bytes depend on."""
-        literal = tuple((name, self._literal(name, intent)) for name in self._config.services)
-        tls = tuple(_state(path) for service in self._tls() for path in (service.cert, service.key))
+        literal = tuple((name, self._literal(name, intent)) for name in self._config.switching_by_reload)
+        tls = tuple(_state(path) for service in self._tls for path in (service.cert, service.key))
         return self._templates.fingerprint(), literal, tls, os.geteuid()
-
-    def _tls(self) -> Iterator[TlsConfig]:
-        return (service.tls for service in self._config.services.values() if service.tls is not None)
 
     def _render(self, intent: Intent) -> Iterator[RenderedFile]:
         self._refuse_unusable()

@@ -63,6 +63,10 @@ class NginxBalancer(ABC):
         self._pointer.prepare(intent)
         self._pointer.forget()
 
+    def is_ahead(self, intent: Intent) -> bool:
+        """Whether the next pointer is on disk, as far as is known without looking."""
+        return self._pointer.is_ahead(intent)
+
     def forget(self) -> None:
         """What was written ahead is the spare of the next commit."""
         self._pointer.forget()

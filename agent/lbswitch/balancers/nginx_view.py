@@ -162,10 +162,9 @@ def temp_paths(program: Program) -> list[str]:
 
 def what_matters(config: Config, intent: Intent) -> Hashable:
     """The parts of an intent that a template sees; of a service with a pointer only whether it is weighted."""
-    return intent.ejected, tuple(
-        intent.services[name] if config.switching(name) is Switching.RELOAD else intent.services[name].weighted
-        for name in config.services
-    )
+    by_reload = config.switching_by_reload
+    seen = [intent.services[name] if name in by_reload else intent.services[name].weighted for name in config.services]
+    return intent.ejected, tuple(seen)
 
 
 def _choice(config: Config, name: str, intent: ServiceIntent) -> str:

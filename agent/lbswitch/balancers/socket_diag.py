@@ -19,7 +19,8 @@ _ESTABLISHED = 1 << 1  # TCP_ESTABLISHED
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr
 _REQUEST = struct.Struct("=BBBBI48x")  # inet_diag_req_v2
 _START = struct.Struct("=IH")  # its length and type
-_PORT, _ADDRESS, _UID = 22, 40, 80  # of the far end in nlmsghdr and inet_diag_msg, and who has it
+_LOCAL_PORT = 20  # in nlmsghdr and inet_diag_msg
+_PORT, _ADDRESS, _UID = 22, 40, 80  # of the far end, and who has the connection
 _OWNER = struct.Struct("=II")  # idiag_uid, idiag_inode
 _NUMBER = struct.Struct("=i")
 _BUFFER = 1 << 18
@@ -41,11 +42,27 @@ def remote_key(address: bytes, port: bytes) -> bytes:
 
 def established(remotes: Collection[bytes] | None = None) -> list[TcpSocket]:
     """Those to these far ends, or all. Raises: OSError (the kernel or the service file does not let us ask)."""
-    return [*_dump(socket.AF_INET, 4, remotes), *_dump(socket.AF_INET6, 16, remotes)]
+    return [*_found(socket.AF_INET, 4, remotes), *_found(socket.AF_INET6, 16, remotes)]
 
 
-def _dump(family: int, size: int, remotes: Collection[bytes] | None) -> Iterator[TcpSocket]:
+def local_ports() -> Iterator[int]:
+    """The near end's port of each. Raises: OSError."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for data, at in _dump(family):
+            yield int.from_bytes(data[at + _LOCAL_PORT : at + _PORT], "big")
+
+
+def _found(family: int, size: int, remotes: Collection[bytes] | None) -> Iterator[TcpSocket]:
     """Raises: OSError."""
+    for data, at in _dump(family):
+        far = data[at + _PORT : at + _PORT + 2] + data[at + _ADDRESS : at + _ADDRESS + size]
+        if remotes is None or far in remotes:
+            uid, inode = _OWNER.unpack_from(data, at + _UID)
+            yield TcpSocket(far, inode, uid)
+
+
+def _dump(family: int) -> Iterator[tuple[bytes, int]]:
+    """What the kernel answers, and where in it each connection begins. Raises: OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as netlink:
         netlink.settimeout(_ANSWER_S)
         request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ESTABLISHED)
@@ -58,8 +75,5 @@ def _dump(family: int, size: int, remotes: Collection[bytes] | None) -> Iterator
                     return
                 if kind == _ERROR:
                     raise OSError(-_NUMBER.unpack_from(data, at + _HEADER.size)[0], "sock_diag")
-                far = data[at + _PORT : at + _PORT + 2] + data[at + _ADDRESS : at + _ADDRESS + size]
-                if remotes is None or far in remotes:
-                    uid, inode = _OWNER.unpack_from(data, at + _UID)
-                    yield TcpSocket(far, inode, uid)
+                yield data, at
                 at += (length + 3) & ~3

@@ -523,6 +523,7 @@ class Config(_Section):
         min_length=1, max_length=10_000, description="One section for each service, under its name."
     )
     _text: str | None = PrivateAttr(None)
+    _by_reload: frozenset[str] | None = PrivateAttr(None)
 
     @property
     def text(self) -> str | None:
@@ -544,6 +545,13 @@ class Config(_Section):
         """Whether that server is in that pool."""
         service = self.services.get(key.service)
         return service is not None and key.address in service.pool(key.color).servers
+
+    @property
+    def switching_by_reload(self) -> frozenset[str]:
+        """The services whose rendered files say where traffic goes; asked for every switch."""
+        if self._by_reload is None:
+            self._by_reload = frozenset(name for name in self.services if self.switching(name) is Switching.RELOAD)
+        return self._by_reload
 
     def switching(self, service: str) -> Switching:
         """How this service switches, with the balancer's default filled in."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import Counter, deque
@@ -16,13 +15,11 @@ from lbswitch.core.model import Color, Drain, DrainState, Kind, Operation, Opera
 from lbswitch.drain.following import Closing, Following
 from lbswitch.errors import BalancerError, Busy, Refused, UnknownService
 from lbswitch.events import Event, Events
+from lbswitch.pauses import Bell, let_operations_pass
 from lbswitch.ports import Held, Store
 from lbswitch.serving import Serving
 from lbswitch.switch import Switcher
 
-_AFTERWARDS_S = 0.1  # operations have the processor to themselves, and that long afterwards,
-_PUT_OFF_S = 1.0  # but can't put off a count for longer than this
-_BREATH_S = 0.02
 _RETRY_S = 1.0
 _TRIES = 5
 _AT_ONCE = 100  # connections that are closed while a switch has to wait
@@ -63,8 +60,7 @@ class DrainWatch:
         self._unsaved: dict[int, Drain] = {}
         self._counted_at = float("-inf")
         self._took_s = 0.0
-        self._wake = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bell = Bell()
         events.listen(self._hear)
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -76,29 +72,15 @@ class DrainWatch:
             return
         self._heard.append(operation)
         if len(self._heard) == 1:
-            self._wake_up()
-
-    def _wake_up(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._bell.ring()
 
     async def run(self) -> None:
         """Count for as long as anything drains, often at first; sleep until an operation otherwise."""
-        self._loop = asyncio.get_running_loop()
         while True:
-            self._wake.clear()
-            await self._let_operations_pass()
+            self._bell.hush()
+            await let_operations_pass(self._switcher.is_at_work)
             await self._events.guard("counting what drains", self._in_thread(self.step))
-            try:
-                async with asyncio.timeout(self._pause_s()):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
-
-    async def _let_operations_pass(self) -> None:
-        deadline = time.monotonic() + _PUT_OFF_S
-        while self._switcher.is_at_work(_AFTERWARDS_S) and time.monotonic() < deadline:
-            await asyncio.sleep(_BREATH_S)
+            await self._bell.wait(self._pause_s())
 
     def _pause_s(self) -> float | None:
         """Until the next count; None when there is nothing to count."""
@@ -118,7 +100,7 @@ class DrainWatch:
                 if operation.drain is not None:
                     self._leave(operation.service)
                     self._go_on(self._following(operation.to_json(), operation.drain))
-        self._wake_up()
+        self._bell.ring()
 
     def _go_on(self, following: Following) -> None:
         route = self._route(following.pool.service)
@@ -294,7 +276,7 @@ class DrainWatch:
                 settings = self._serving.config.services[service].drain
                 self._begin_closing(following, settings.close_over if over_s is None else over_s)
             self._save()
-        self._wake_up()
+        self._bell.ring()
         return self.documents([service])[service]
 
     def _count_one(self, following: Following) -> None:

@@ -168,7 +168,8 @@ class Moving(Looking):
 
 def changed(before: Intent, after: Intent) -> set[str]:
     """The services that are new, or served otherwise."""
-    return {name for name, intent in after.services.items() if before.services.get(name) != intent}
+    known = before.services.get  # most of a thousand are the same objects, which takes no comparison to see
+    return {name for name, intent in after.services.items() if known(name) is not intent and known(name) != intent}
 
 
 def need_force(lost: list[str]) -> None:

@@ -70,7 +70,9 @@ _STEPS = (_SCHEMA, _SNAPSHOTS, _DRAINS)
 class SqliteStore:
     """The `ports.Store` of an agent. One connection, used by several threads under a lock."""
 
-    _frozen: dict[str, str] | None = None  # asked for every switch, and only this connection writes it
+    # Both are asked for every switch, and only this connection writes them.
+    _frozen: dict[str, str] | None = None
+    _generation: int | None = None
 
     def __init__(self, path: Path) -> None:
         """Open or create the file, mode 0600. Raises: StateError (not writable, full, damaged, newer version)."""
@@ -181,14 +183,21 @@ class SqliteStore:
 
     def generation(self) -> int:
         """The newest generation ever given out."""
-        return int(self._rows("SELECT value FROM counter WHERE name = 'generation'")[0][0])
+        with self._lock:
+            if self._generation is None:
+                self._generation = int(self._rows("SELECT value FROM counter WHERE name = 'generation'")[0][0])
+            return self._generation
+
+    def _raise_generation(self, database: sqlite3.Connection, generation: int) -> None:
+        self._generation = None  # whether the transaction will be kept is not known yet
+        database.execute("UPDATE counter SET value = max(value, ?) WHERE name = 'generation'", (generation,))
 
     def save_services(self, services: Mapping[str, ServiceIntent], generation: int) -> None:
         """Replace what is intended."""
         with self._transaction() as database:
             database.execute("DELETE FROM service")
             _put_services(database, services)
-            _raise_generation(database, generation)
+            self._raise_generation(database, generation)
 
     def ejected(self) -> frozenset[ServerKey]:
         """The servers that are left out of their pools."""
@@ -214,7 +223,7 @@ class SqliteStore:
             if snapshot is not None:
                 number = _put_snapshot(database, snapshot)
                 operations = [replace(operation, snapshot=number) for operation in operations]
-            _raise_generation(database, max(intent.generation for intent in after.values()))
+            self._raise_generation(database, max(intent.generation for intent in after.values()))
             return [
                 _insert(database, operation, before[operation.service], after[operation.service])
                 for operation in operations
@@ -385,10 +394,6 @@ def _put_services(database: sqlite3.Connection, services: Mapping[str, ServiceIn
             for name, intent in services.items()
         ],
     )
-
-
-def _raise_generation(database: sqlite3.Connection, generation: int) -> None:
-    database.execute("UPDATE counter SET value = max(value, ?) WHERE name = 'generation'", (generation,))
 
 
 def _insert(
