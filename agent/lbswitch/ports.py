@@ -9,10 +9,14 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from lbswitch.core.decide import PoolFacts
+from lbswitch.core.evidence import Batch, Failure
 from lbswitch.core.model import Color, Drain, Intent, Observation, Operation, PoolKey, ServerKey, ServiceIntent
+
+if TYPE_CHECKING:
+    from lbswitch.core.config import Config  # whoever needs no configuration need not load pydantic
 
 REVISION_MARK = "@@LBSWITCH_REVISION@@"
 
@@ -253,6 +257,60 @@ class Balancer(Protocol):
 
     def stop(self) -> None:
         """Stop it, letting requests in flight finish for a bounded time. Raises: StartFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One request of real traffic that a color answered, or should have: one that failed, or that is not idempotent.
+
+    `at` is seconds since the epoch. `path` has no query and 500 characters at most; `request_id` is empty when none was
+    logged. `ms` is None when the balancer did not tell.
+    """
+
+    at: float
+    service: str
+    color: Color
+    method: str
+    path: str
+    status: int
+    ms: float | None
+    request_id: str
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What real traffic experienced since the reading before.
+
+    `at` (seconds since the epoch) is up to when everything was read. `lost` are records that could not be used: torn,
+    garbage or dropped; `unlisted` are those that `requests` had no room for. Batches count them all.
+    """
+
+    at: float
+    batches: Mapping[PoolKey, Batch]
+    requests: Sequence[Answered] = ()
+    lost: int = 0
+    unlisted: int = 0
+
+
+class Reader(Protocol):
+    """Reads what real traffic experiences. All but `problem` are called from one thread at a time; none raises."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be read, with what to do; None when all is well, or when it is not known yet."""
+
+    def start(self) -> None:
+        """Have the balancer tell; what was told before is not read, except by an agent that ended a moment ago."""
+
+    def read(self) -> Reading:
+        """What came since the last call, never waiting for more. Call it several times a second."""
+
+    def update(self, config: Config) -> None:
+        """The configuration is another one now. May be called from any thread."""
+
+    def close(self) -> None:
+        """Have the balancer stop telling."""
 
 
 class HealthView(Protocol):
