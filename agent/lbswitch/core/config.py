@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PrivateAttr,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from lbswitch.core import defaults
 from lbswitch.core.model import Color, Kind, ServerKey
+from lbswitch.core.sections import Misfit
+from lbswitch.core.sections import Section as _Section
+from lbswitch.core.sections import refuse as _refuse
+from lbswitch.core.source_config import SourceConfig
 from lbswitch.core.values import (
     ApiAddress,
     Argument,
@@ -34,6 +35,7 @@ from lbswitch.core.values import (
     ServerAddress,
     ServiceName,
     SocketPath,
+    SourceName,
     Stickiness,
     Token,
     UnitName,
@@ -46,25 +48,6 @@ class BalancerKind(StrEnum):
 
     NGINX = "nginx"
     HAPROXY = "haproxy"
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Misfit(NamedTuple):
-    """Two settings of one section that don't fit; `at` is the key to blame, from the section down."""
-
-    at: tuple[str, ...]
-    message: str
-
-
-def _refuse(misfits: Iterable[Misfit]) -> None:
-    """Tell pydantic of all of them at once; the error's context carries them under `misfits`."""
-    found = list(misfits)
-    if found:
-        words = "; ".join(f"{'.'.join(misfit.at)}: {misfit.message}" for misfit in found)
-        raise PydanticCustomError("misfits", "{words}", {"words": words, "misfits": found})
 
 
 class WaitConfig(_Section):
@@ -521,6 +504,9 @@ class Config(_Section):
     balancer: BalancerConfig = Field(description="At least {kind: nginx} or {kind: haproxy}.")
     services: dict[ServiceName, ServiceConfig] = Field(
         min_length=1, max_length=10_000, description="One section for each service, under its name."
+    )
+    sources: dict[SourceName, Annotated[SourceConfig, Field(discriminator="kind")]] = Field(
+        {}, max_length=1000, description="Metrics from elsewhere, under the names by which criteria call them."
     )
     _text: str | None = PrivateAttr(None)
     _by_reload: frozenset[str] | None = PrivateAttr(None)

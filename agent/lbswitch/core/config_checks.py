@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lbswitch.core.config import (
@@ -11,6 +12,7 @@ from lbswitch.core.config import (
     BalancerConfig,
     BalancerKind,
     Config,
+    CriteriaConfig,
     Mode,
     ServiceConfig,
     Switching,
@@ -42,15 +44,23 @@ class _Listener(NamedTuple):
 
 
 def cross_check(
-    agent: AgentConfig | None, balancer: BalancerConfig | None, services: Mapping[str, ServiceConfig]
+    agent: AgentConfig | None,
+    balancer: BalancerConfig | None,
+    services: Mapping[str, ServiceConfig],
+    sources: Collection[str] = (),
 ) -> Iterator[Misplaced]:
-    """Check the sections that are right by themselves against each other; None is a section that is not."""
+    """Check the sections that are right by themselves against each other; None is a section that is not.
+
+    `sources` are the names of all sources, right or not.
+    """
     is_guest = balancer is not None and not balancer.managed
     # The listeners of somebody else's balancer may be shared: names and paths tell its services apart there.
     yield from _listeners(agent, {} if is_guest else services)
     if not is_guest:
         yield from _circles(services)
     yield from _names(services)
+    if sources:
+        yield from _unknown_sources(services, sources)
     if balancer is not None:
         yield from _whose(balancer, services)
         yield from _abilities(balancer, services)
@@ -166,6 +176,23 @@ def _names(services: Iterable[str]) -> Iterator[Misplaced]:
             )
 
 
+def _unknown_sources(services: Mapping[str, ServiceConfig], sources: Collection[str]) -> Iterator[Misplaced]:
+    for at, name in _used_sources(services):
+        if name not in sources:
+            close = difflib.get_close_matches(name, sources, 1)
+            hint = f" did you mean {close[0]!r}?" if close else ""
+            yield Misplaced(at, f"is {name!r}, which is no source:{hint} known: {', '.join(sources)}")
+
+
+def _used_sources(services: Mapping[str, ServiceConfig]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where a source is named, and its name."""
+    for service, config in services.items():
+        for name in CriteriaConfig.model_fields if config.criteria is not None else ():
+            criterion = getattr(config.criteria, name)
+            if criterion is not None and criterion.source is not None:
+                yield ("services", service, "criteria", name, "source"), criterion.source
+
+
 def _abilities(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) -> Iterator[Misplaced]:
     """What this kind of balancer can't do."""
     is_nginx = balancer.kind is BalancerKind.NGINX
@@ -230,7 +257,7 @@ def _whose(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) -> I
 
 def notes(config: Config) -> list[str]:
     """Plain sentences: settings that this version checks but does not act on yet, and what is probably a mistake."""
-    return [*_not_acted_on(config), *_shared_servers(config)]
+    return [*_not_acted_on(config), *_undefined_sources(config), *_shared_servers(config)]
 
 
 def _not_acted_on(config: Config) -> Iterator[str]:
@@ -243,6 +270,13 @@ def _not_acted_on(config: Config) -> Iterator[str]:
 
 def _later_settings(service: ServiceConfig) -> list[str]:
     return [setting for setting in ("bake", "criteria", "policy") if getattr(service, setting) is not None]
+
+
+def _undefined_sources(config: Config) -> Iterator[str]:
+    """Without any `sources` a criterion may name one all the same; it is never judged then."""
+    names = sorted({name for _, name in _used_sources(config.services)} - config.sources.keys())
+    if names:
+        yield f"there is no section sources, so criteria that need {_listed(names)} can't be judged: docs/sources.md"
 
 
 def _shared_servers(config: Config) -> Iterator[str]:

@@ -12,7 +12,8 @@ from lbswitch.core.config import AgentConfig, BalancerConfig, Config, ServiceCon
 from lbswitch.core.config_checks import cross_check, notes
 from lbswitch.core.config_problems import Location, Section, dotted, read_section, show_node, unknown_key
 from lbswitch.core.durations import format_duration
-from lbswitch.core.values import service_name
+from lbswitch.core.source_config import SOURCE_KINDS, SourceConfig
+from lbswitch.core.values import service_name, source_name
 from lbswitch.core.yaml_tree import Entry, Node, NotYaml, locate, read_tree
 from lbswitch.errors import ConfigError, Problem
 
@@ -56,11 +57,12 @@ class _Reading:
         agent = self._section(AgentConfig, "agent") if "agent" in self._sections else AgentConfig()
         balancer = self._section(BalancerConfig, "balancer")
         services = self._services()
-        for at, message in cross_check(agent, balancer, services):
+        sources = self._sources()
+        for at, message in cross_check(agent, balancer, services, self._source_names()):
             self._problem(at, message)
         if agent is None or balancer is None or self.problems:
             return None
-        return Config(agent=agent, balancer=balancer, services=services)
+        return Config(agent=agent, balancer=balancer, services=services, sources=sources)
 
     def _known_keys(self) -> None:
         for key in self._sections:
@@ -103,6 +105,50 @@ class _Reading:
             return None
         return service
 
+    def _sources(self) -> dict[str, SourceConfig]:
+        entry = self._sections.get("sources")
+        if entry is None:
+            return {}
+        if not isinstance(entry.node.value, dict):
+            words = f"is {show_node(entry.node)}, but a mapping is needed. {Config.model_fields['sources'].description}"
+            self._problem(("sources",), words, on_key=True)
+            return {}
+        found = {name: self._source(name, each) for name, each in entry.node.value.items()}
+        return {name: source for name, source in found.items() if source is not None}
+
+    def _source(self, name: str, entry: Entry) -> SourceConfig | None:
+        """The source, or None when something is wrong with it or with its name; its kind says which keys there are."""
+        try:
+            source_name(name)
+        except ValueError as error:
+            self._problem(("sources", name), f"the name {error}", on_key=True)
+        model = self._source_model(name, entry)
+        if model is None:
+            return None
+        source, problems = read_section(model, entry, dotted("sources", name))
+        self.problems.extend(problems)
+        return source
+
+    def _source_model(self, name: str, entry: Entry) -> type[SourceConfig] | None:
+        known = ", ".join(SOURCE_KINDS)
+        if not isinstance(entry.node.value, dict):
+            words = f"is {show_node(entry.node)}, but a mapping is needed, such as {{kind: prometheus, ...}}"
+            self._problem(("sources", name), words)
+            return None
+        kind = entry.node.value.get("kind")
+        if kind is None:
+            self._problem(("sources", name, "kind"), f"is missing. One of {known}")
+            return None
+        model = SOURCE_KINDS.get(kind.node.value) if isinstance(kind.node.value, str) else None
+        if model is None:
+            self._problem(("sources", name, "kind"), f"is {show_node(kind.node)}, which is none of {known}")
+        return model
+
+    def _source_names(self) -> list[str]:
+        """Also of those with which something is wrong: whoever names one of them is right."""
+        entry = self._sections.get("sources")
+        return list(entry.node.value) if entry is not None and isinstance(entry.node.value, dict) else []
+
     def _problem(self, at: Location, message: str, *, on_key: bool = False) -> None:
         """Add a problem; `on_key` when it is the key that is wrong and not its value."""
         line = locate(self._root, at)[1]
@@ -116,19 +162,17 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of the file (draft 2020-12). What depends on several settings together it can't say."""
     document = Config.model_json_schema()
     _write_durations(document)
-    names = _service_names(document)
-    return {"$schema": _DIALECT, **document, "title": "lbswitch", "description": "lbswitch.yaml", **names}
+    for section in ("services", "sources"):
+        _write_names(document["properties"][section])
+    return {"$schema": _DIALECT, **document, "title": "lbswitch", "description": "lbswitch.yaml"}
 
 
-def _service_names(document: dict[str, Any]) -> dict[str, Any]:
-    services = {**document["properties"]["services"]}
-    patterns = services.pop("patternProperties", None)
+def _write_names(section: dict[str, Any]) -> None:
+    """Refuse other names than those of the pattern."""
+    patterns = section.pop("patternProperties", None)
     if patterns is not None:
-        services |= {
-            "propertyNames": {"pattern": next(iter(patterns))},
-            "additionalProperties": next(iter(patterns.values())),
-        }
-    return {"properties": {**document["properties"], "services": services}}
+        section["propertyNames"] = {"pattern": next(iter(patterns))}
+        section["additionalProperties"] = next(iter(patterns.values()))
 
 
 def _write_durations(part: Any) -> None:

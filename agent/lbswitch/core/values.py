@@ -41,8 +41,10 @@ _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 _URL_PATH = re.compile(r"/[A-Za-z0-9_@%+=:,./~!$&()*?-]*")
 _HOST_HEADER = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,255}")
+_URL_REST = re.compile(r"(?:[/?][A-Za-z0-9_@%+=:,./~!$&()*?;\[\]'-]*)?")
 _STICKY = re.compile(r"none|address|(?:cookie|header):[A-Za-z0-9_-]{1,64}")
 _UNIX_MAX = 107  # sun_path is 108 bytes with its NUL (unix(7))
+_URL = "a URL: write http://HOST[:PORT]/PATH or https://..."
 _ADDRESS = "an address: write host:port with a port of 1-65535, [ipv6]:port or unix:/path"
 
 
@@ -174,6 +176,22 @@ def _api_address(text: str) -> str:
     return str(endpoint)
 
 
+def http_url(text: str) -> str:
+    """Accept the address of a document; who may read it is said elsewhere. Raises: ValueError."""
+    scheme, _, after = text.partition("://")
+    authority = re.split(r"[/?#]", after, maxsplit=1)[0]
+    if "@" in authority:
+        raise ValueError("holds a user or a password: they go in `user` and `password_file`")
+    if scheme not in ("http", "https") or not _URL_REST.fullmatch(after[len(authority) :]):
+        raise ValueError(f"is not {_URL}")
+    try:
+        # A name or an address in brackets may stand without a port.
+        _server_address(authority if re.search(r":[0-9]*\Z", authority) else f"{authority}:1")
+    except ValueError:
+        raise ValueError(f"is not {_URL}") from None
+    return text
+
+
 def file_path(text: str) -> str:
     """Accept an absolute path made of characters that no balancer reads as syntax. Raises: ValueError."""
     if not _PATH.fullmatch(text):
@@ -211,6 +229,11 @@ def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
 def service_name(text: str) -> str:
     """Accept the name of a service. Raises: ValueError."""
     return _matching(_NAME, _SERVICE_NAME)(text)
+
+
+def source_name(text: str) -> str:
+    """Accept the name of a source. Raises: ValueError."""
+    return _matching(_TOKEN, _SOURCE_NAME)(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +285,7 @@ def _named(pattern: re.Pattern[str], what: str) -> _Text:
 
 
 _SERVICE_NAME = "a service name: a-z first, then a-z, 0-9, _ and -, 48 characters at most"
+_SOURCE_NAME = "the name of a source: letters, digits, _ and - (64 at most)"
 _PATH_WORDS = "an absolute path, such as /var/lib/lbswitch"
 
 ServerAddress = Annotated[str, _Text(_server_address, _ADDRESS, {"pattern": _SERVER_SCHEMA})]
@@ -272,6 +296,8 @@ ApiAddress = Annotated[str, _Text(_api_address, _ADDRESS, {"pattern": _API_SCHEM
 """One loopback address that the API listens on."""
 FilePath = Annotated[str, _Text(file_path, _PATH_WORDS, _pattern(_PATH))]
 """An absolute path."""
+HttpUrl = Annotated[str, _Text(http_url, _URL, {"pattern": r"^https?://[^\s/?#@]+([/?][^\s#]*)?$"})]
+"""An http or https URL without user and password."""
 SocketPath = Annotated[str, _Text(socket_path, _PATH_WORDS, {**_pattern(_SOCKET_PATH), "maxLength": _UNIX_MAX})]
 """The absolute path of a unix socket."""
 UrlPath = Annotated[str, _named(_URL_PATH, "a path that begins with / and holds no spaces, quotes or ; # { }")]
@@ -280,6 +306,8 @@ HostHeader = Annotated[str, _named(_HOST_HEADER, "a host name")]
 """A value for the Host header."""
 Token = Annotated[str, _named(_TOKEN, "a name made of letters, digits, _ and - (64 at most)")]
 """The name of a cookie, header, user or source."""
+SourceName = Annotated[str, _named(_TOKEN, _SOURCE_NAME)]
+"""The name of a source of metrics."""
 UnitName = Annotated[str, _named(_UNIT, "the name of a systemd service, such as nginx.service")]
 """A systemd service unit."""
 ContainerName = Annotated[str, _named(_CONTAINER, "the name or id of a container")]

@@ -42,6 +42,15 @@ services:
     policy: {trigger: any, alert_threshold: 0.8}               # any | confidence
 """
 
+SOURCES = """\
+sources:
+  db: {kind: postgres, dsn_file: /etc/lbswitch/db.dsn, interval: 5s, timeout: 2s}
+  p99: {kind: prometheus, url: 'http://127.0.0.1:9090', query: 'sum(rate(x[1m]))', stale_after: 1m}
+  queue: {kind: http, url: 'https://app.example/stats?all=1', jmespath: 'queues[0].length', token_file: /etc/t}
+  lag: {kind: command, command: [/usr/local/bin/lag, --seconds]}
+  cpu: {kind: host, metric: cpu}
+"""
+
 
 def minimal(*, agent="", balancer="kind: nginx", **services: str) -> str:
     """A file of one line a section; each service is the inside of a flow mapping, with two servers of its own."""
@@ -92,7 +101,7 @@ class TestReading:
         text = minimal(
             shop="health: {expect: [200-299, 401], interval: 1.5s, body: 'a: \"b\"'}, weights: {sticky: address}"
         )
-        for config in (parse(CONTRACT, "a"), parse(text, "b")):
+        for config in (parse(CONTRACT + SOURCES, "a"), parse(text, "b")):
             assert parse(config.model_dump_json(), "again") == config
             assert parse(config.model_dump_json(exclude_unset=True), "again") == config
 
@@ -237,7 +246,7 @@ class TestProblems:
                 "is 1.5, which is not a duration: write a number and a unit, such as 250ms, 1s, 5m, 2h or 30d",
             ),
             (14, "services.cart.green", "is missing. A pool, such as {servers: [127.0.0.1:9102]}."),
-            (17, "extra", "unknown key 'extra': known: agent, balancer, services"),
+            (17, "extra", "unknown key 'extra': known: agent, balancer, services, sources"),
         ]
 
     def test_as_text(self):
@@ -599,6 +608,74 @@ class TestTogether:
         assert [path for _, path, _ in found] == ["services.b.initial", "services.c.bind"]
 
 
+class TestSources:
+    def test_reading(self):
+        """Every kind, with what is common to all."""
+        sources = parse(CONTRACT + SOURCES, "a").sources
+        assert {name: source.kind for name, source in sources.items()} == {
+            **{"db": "postgres", "p99": "prometheus", "queue": "http", "lag": "command", "cpu": "host"},
+        }
+        assert [(one.interval, one.timeout, one.stale_after) for one in sources.values()][:2] == [
+            *((5.0, 2.0, None), (10.0, 2.0, 60.0)),
+        ]
+
+    def test_criterion_without_its_source(self):
+        """A name that is misspelled is told with the names there are."""
+        _, where, message = only_problem(CONTRACT.replace("source: db", "source: bd") + SOURCES)
+        assert where == "services.shop.criteria.database_connections.source"
+        assert message.startswith("is 'bd', which is no source:")
+        assert message.endswith("known: db, p99, queue, lag, cpu")
+
+    def test_a_source_with_a_problem_is_known(self):
+        """What is wrong with it is said once, where it is wrong."""
+        assert only_problem(CONTRACT + "sources: {db: {kind: postgres}}\n")[1] == "sources.db.dsn"
+
+    @pytest.mark.parametrize(
+        ("source", "path", "words"),
+        [
+            ("{kind: promteus}", "x.kind", "is 'promteus', which is none of prometheus, http, command, postgres, host"),
+            ("{query: x}", "x.kind", "is missing. One of prometheus"),
+            ("5", "x", "is 5, but a mapping is needed"),
+            ("{kind: host, metric: gpu}", "x.metric", "is none of cpu, memory, load, disk"),
+            ("{kind: host, metric: cpu, path: /}", "x.path", "is for metric: disk"),
+            ("{kind: command, command: []}", "x.command", "is empty"),
+            ("{kind: command, command: 'a b'}", "x.command", "but a list is needed"),
+            ("{kind: host, metric: cpu, timeout: 11s}", "x.timeout", "is longer than the interval (10s)"),
+            ("{kind: host, metric: cpu, interval: 50ms, timeout: 50ms}", "x.interval", "is shorter than 100ms"),
+            ("{kind: host, metric: cpu, stale_after: 11s}", "x.stale_after", "together (12s)"),
+            ("{kind: http, url: 'ftp://a', pointer: /a}", "x.url", "is not a URL"),
+            ("{kind: http, url: 'http://a b', pointer: /a}", "x.url", "is not a URL"),
+            ("{kind: http, url: 'http://a:65536', pointer: /a}", "x.url", "is not a URL"),
+            ("{kind: http, url: 'http://me:secret@a', pointer: /a}", "x.url", "holds a user or a password"),
+            ("{kind: http, url: 'http://a'}", "x.pointer", "is missing"),
+            ("{kind: http, url: 'http://a', pointer: /a, jmespath: a}", "x.jmespath", "beside pointer"),
+            ("{kind: http, url: 'http://a', pointer: a/b}", "x.pointer", "is not a JSON pointer"),
+            ("{kind: http, url: 'http://a', jmespath: 'a['}", "x.jmespath", "is not a JMESPath expression: "),
+            ("{kind: http, url: 'http://a', pointer: /a, user: me}", "x.user", "needs password_file"),
+            ("{kind: http, url: 'http://a', pointer: /a, ca_file: /a}", "x.ca_file", "is for an https URL"),
+            ("{kind: http, url: 'http://a', pointer: /a, token: abc}", "x.token", "did you mean 'token_file'?"),
+            ("{kind: prometheus, url: 'http://a?b', query: x}", "x.url", "holds a `?`"),
+            ("{kind: prometheus, url: 'http://a', query: ''}", "x.query", "is empty"),
+            ("{kind: postgres}", "x.dsn", "is missing"),
+            ("{kind: postgres, dsn: service=a, dsn_file: /a}", "x.dsn_file", "stands beside dsn"),
+            ("{kind: postgres, dsn: 'host=a password=secret'}", "x.dsn", "holds a password"),
+            ("{kind: postgres, dsn: 'postgresql://me:secret@a/b'}", "x.dsn", "holds a password"),
+        ],
+    )
+    def test_what_is_wrong(self, source, path, words):
+        """The line's key, and what to write instead; a secret is never repeated."""
+        _, where, message = only_problem(minimal() + f"sources: {{x: {source}}}\n")
+        assert where == f"sources.{path}"
+        assert words in message
+        assert "secret" not in message
+
+    @pytest.mark.parametrize("text", ["http://a", "https://a.example:1/b?c=d", "http://[::1]:9090/x", "http://[::1]"])
+    def test_urls(self, text):
+        """What is a URL."""
+        source = f"{{kind: http, url: '{text}', pointer: ''}}"
+        assert parse(minimal() + f"sources: {{x: {source}}}\n", "a").sources["x"].url == text
+
+
 class TestNotes:
     def test_nothing_to_say(self):
         """An ordinary configuration is quiet."""
@@ -607,7 +684,12 @@ class TestNotes:
     def test_not_acted_on(self):
         """Settings of a later version are never ignored silently."""
         said = ["checked but not acted on by this version: bake, criteria, policy (of shop)"]
-        assert notes(parse(CONTRACT, "a")) == said
+        assert notes(parse(CONTRACT + SOURCES, "a")) == said
+
+    def test_undefined_source(self):
+        """A criterion that nothing can feed is not ignored silently."""
+        said = "there is no section sources, so criteria that need db can't be judged: docs/sources.md"
+        assert said in notes(parse(CONTRACT, "a"))
 
     def test_many_services_in_one_sentence(self):
         """A thousand services do not make a thousand sentences."""
@@ -640,9 +722,9 @@ class TestSchema:
 
     def test_accepts_the_contract(self, validator):
         """The example that users are shown passes, and so does everything with its defaults written out."""
-        root, _ = read_tree(CONTRACT)
+        root, _ = read_tree(CONTRACT + SOURCES)
         validator.validate(root.plain())
-        validator.validate(json.loads(parse(CONTRACT, "a").model_dump_json()))
+        validator.validate(json.loads(parse(CONTRACT + SOURCES, "a").model_dump_json()))
 
     def test_accepts_its_own_defaults(self, validator):
         """Every default is such as the schema asks for."""
