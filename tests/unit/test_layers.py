@@ -9,7 +9,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "agent" / "lbswitch"
 
 _GROUND = {"errors", "core"}
-_TOOLS = {"files", "procs", "events", "logs", "pauses", "sdnotify"}  # small, general, without knowledge of any adapter
+_TOOLS = {
+    "files",
+    "procs",
+    "child",
+    "events",
+    "logs",
+    "pauses",
+    "sdnotify",
+}  # small, general, without knowledge of any adapter
 _BELOW_ADAPTERS = _GROUND | _TOOLS | {"ports"}
 _ADAPTERS = {"balancers", "nginx", "haproxy", "health", "store", "traffic", "notify"}
 _TRANSACTION = {

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 
+from lbswitch.child import Child
 from lbswitch.core.config import HealthConfig
 from lbswitch.core.health import CheckResult
 from lbswitch.core.model import ServerKey
 from lbswitch.core.values import Endpoint
 from lbswitch.health.checking import OWN_TROUBLE, CheckFailed, Inconclusive, shown, timed
-from lbswitch.procs import end_group
-
-_OUTPUT_LIMIT = 4096
-_REAP_S = 1.0
 
 
 class CommandProber:
@@ -45,7 +40,7 @@ class CommandProber:
         """Nothing is kept."""
 
     async def _run(self) -> str:
-        run = _Run(self._argv, {**os.environ, **self._environment})
+        run = _start(self._argv, {**os.environ, **self._environment})
         try:
             returncode = await run.ended()
         finally:
@@ -57,66 +52,9 @@ class CommandProber:
         raise CheckFailed(f"{what}: {first_line}" if first_line else what)
 
 
-class _Run:
-    """One run: a process group of its own, the first 4 KiB of its output, and nothing left behind."""
-
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.output = b""
-        self._ended: asyncio.Future[int] = self._loop.create_future()
-        self._pipe, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            os.set_blocking(theirs, True)
-            self._process = _start(argv, environment, theirs)
-        except BaseException:
-            os.close(self._pipe)
-            raise
-        finally:
-            os.close(theirs)
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(self._pipe, self._read)
-        self._loop.add_reader(self._pidfd, self._reap)
-
-    async def ended(self) -> int:
-        """Wait for the program, not for what it may have started; gives its return code."""
-        return await asyncio.shield(self._ended)
-
-    async def end(self) -> None:
-        """Kill what still runs and reap it."""
-        if not self._ended.done():
-            end_group(self._process.pid)
-            await asyncio.wait([self._ended], timeout=_REAP_S)  # longer only in an uninterruptible sleep
-
-    def _read(self) -> None:
-        """Take what is there; past the limit it is dropped, but read, so that the program does not block."""
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self._pipe, 65536)
-            self.output += data[: _OUTPUT_LIMIT - len(self.output)]
-            if not data:
-                self._loop.remove_reader(self._pipe)
-
-    def _reap(self) -> None:
-        """The program is a zombie: its id is not yet anybody else's, so what is left of its group can be killed."""
-        end_group(self._process.pid)
-        returncode = self._process.wait()
-        self._read()
-        for descriptor in (self._pipe, self._pidfd):
-            self._loop.remove_reader(descriptor)
-            os.close(descriptor)
-        if not self._ended.done():
-            self._ended.set_result(returncode)
-
-
-def _start(argv: Sequence[str], environment: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
+def _start(argv: Sequence[str], environment: Mapping[str, str]) -> Child:
     try:
-        return subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=dict(environment),
-            start_new_session=True,
-        )
+        return Child(argv, environment)
     except BlockingIOError as error:  # the system's or the user's limit of processes
         raise Inconclusive(f"the agent can't start {argv[0]}: {error.strerror}") from error
     except OSError as error:
