@@ -192,12 +192,15 @@ class Agent:
         self.automatic.mark(service)
 
     async def release(self, service: str, actor: str) -> bool:
-        """End a freeze, and forget the automatic switches that led to it; False when there was none."""
+        """End a freeze and a quarantine, and forget the automatic switches that led to it; False when there was none."""
         self._known(service)
+        frozen = service in self.store.frozen()
+        quarantined = any(pool.service == service for pool in self.store.quarantined())
+        what = " and the ".join(name for name, is_so in (("freeze", frozen), ("quarantine", quarantined)) if is_so)
         released = bool(await self.in_thread(self.store.release, service, time.time()))
         if released:
             self.automatic.forget(service)
-            self.events.emit("released", f"the freeze is over (released by {actor})", service)
+            self.events.emit("released", f"the {what} is over (released by {actor})", service)
         self.automatic.mark(service)
         return released
 

@@ -163,6 +163,7 @@ class Automatic:
             green=self._health.facts(service, Color.GREEN),
             limits=Limits(settings.enabled, settings.cooldown, settings.max_per_hour),
             frozen=self._store.frozen().get(service),
+            quarantined={pool.color: why for pool, why in self._store.quarantined().items() if pool.service == service},
         )
 
     def _act(self, service: str, action: Action, before: FailoverState) -> None:

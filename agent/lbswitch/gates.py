@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from lbswitch.core.decide import PoolState
-from lbswitch.core.model import Color, Gate, Kind, Route
+from lbswitch.core.model import Color, Gate, Kind, PoolKey, Route
 from lbswitch.errors import NotSeen
 from lbswitch.ports import HealthView, Store
 from lbswitch.serving import Serving
@@ -52,6 +52,17 @@ class Gates:
         if reason is None or kind is Kind.ROLLBACK:
             return None
         return Gate("freeze", f"{service} is frozen: {reason}; lbswitch release -s {service} ends that")
+
+    def quarantine(self, service: str, before: Route, after: Route) -> Gate | None:
+        """A color that was rolled back gets no traffic until a person says that it may."""
+        gaining = after.gains_from(before)
+        reason = None if gaining is None else self._store.quarantined().get(PoolKey(service, gaining))
+        if reason is None:
+            return None
+        return Gate(
+            "quarantine",
+            f"{gaining} was rolled back and is quarantined: {reason}; lbswitch release -s {service} ends that",
+        )
 
     def health(self, service: str, before: Route, after: Route) -> Gate | None:
         """The color that gains traffic must be healthy; one that is not known yet gets a moment to show it."""

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lbswitch.core.decide import PoolFacts
 from lbswitch.core.evidence import Batch, Failure
@@ -237,6 +237,17 @@ class Balancer(Protocol):
     def why_not_weighted(self, service: str) -> str | None:
         """Why this service's traffic can't be split between both colors, with what to do; None when it can."""
 
+    def shield(self, services: Mapping[str, Color | None]) -> None:
+        """Which color of each of these services is under the shield now; None: neither.
+
+        What an idempotent request gets there that no client should see (no connection, no answer in time, 500, 502,
+        503, 504) makes the balancer send it to the other color. Nothing is rendered or reloaded, and a restart leaves
+        it as it is. Idempotent. A service with a `why_not_shielded` is left without. Raises: CommitFailed.
+        """
+
+    def why_not_shielded(self, service: str) -> str | None:
+        """Why nothing can stand by for this service's new color, with what to do; None when it can."""
+
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         """How many servers each `upstream` or `backend` in these files has."""
 
@@ -396,16 +407,37 @@ class Store(Protocol):
         """The digests of all trees that a snapshot refers to."""
 
     def automatic_since(self, service: str, since: float) -> list[float]:
-        """When failovers of this service began, after `since` and after the last release (seconds since the epoch)."""
+        """When this service was failed over or rolled back by the agent itself (seconds since the epoch).
+
+        Only what was begun after `since` and after the last release.
+        """
 
     def freeze(self, service: str, reason: str) -> None:
         """Latch a service until a person releases it."""
 
     def release(self, service: str, at: float) -> bool:
-        """End a freeze; False when there was none. Automatic switches before `at` no longer count."""
+        """End a freeze and a quarantine; False when there was neither. Automatic switches before `at` no longer count."""
 
     def frozen(self) -> dict[str, str]:
         """Frozen services with the reason."""
+
+    def quarantine(self, service: str, color: Color, reason: str, at: float) -> None:
+        """Keep traffic away from what runs on this color until a person releases it; `at` in seconds since the epoch."""
+
+    def quarantined(self) -> Mapping[PoolKey, str]:
+        """Quarantined pools with the reason."""
+
+    def save_bake(self, service: str, document: Mapping[str, Any]) -> None:
+        """Write how far the watch on a service is, as JSON values."""
+
+    def bakes(self) -> Mapping[str, Mapping[str, Any]]:
+        """The last watch of each service."""
+
+    def save_incident(self, operation: int, document: Mapping[str, Any]) -> None:
+        """Write the record of a rollback, as JSON values; only the newest thousand are kept."""
+
+    def incident(self, operation: int) -> Mapping[str, Any] | None:
+        """The record of a rollback."""
 
     def answer(self, key: str) -> StoredAnswer | None:
         """What an earlier request with this idempotency key was answered."""
@@ -448,3 +480,17 @@ class StoredAnswer:
     request: str
     status: int
     body: str
+
+
+class SourceDown(Exception):
+    """A source of metrics gave no number; the message says what failed, where, and what to do."""
+
+
+class MetricSource(Protocol):
+    """One metric from elsewhere. Asynchronous, other than the rest of this module, and never two reads at a time."""
+
+    async def read(self) -> float:
+        """A finite number, asked for now. May be cancelled, and leaves nothing running then. Raises: SourceDown."""
+
+    async def close(self) -> None:
+        """Let go of what is kept between reads."""

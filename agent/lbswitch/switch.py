@@ -31,7 +31,10 @@ STEPS = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What somebody wants. `to` is None for a rollback, whose target is what was serving before."""
+    """What somebody wants. `to` is None for a rollback, whose target is what was serving before.
+
+    With `generation` it is only about what is served since that one: whoever switched meanwhile wins.
+    """
 
     kind: Kind
     services: tuple[str, ...]
@@ -42,6 +45,7 @@ class Request:
     actor: str = "unknown"
     force: bool = False
     dry_run: bool = False
+    generation: int | None = None
 
 
 @dataclass(slots=True)
@@ -175,6 +179,11 @@ class Switcher:
         moves, settled = [], []
         for service in request.services:
             before = self._serving.intent.services[service]
+            if request.generation not in (None, before.generation):
+                raise Conflict(
+                    f"{service}: generation {before.generation} is served and no longer {request.generation}; nothing "
+                    "was changed"
+                )
             draft = self._draft(request, service, before)
             try:
                 target = request.to or self._rollback_target(service, before.route)
@@ -235,13 +244,14 @@ class Switcher:
         return last.source
 
     def _refusal(self, request: Request, move: _Move) -> Gate | None:
-        """The first gate that says no; `force` passes listener, freeze and health, and the operation says so."""
+        """The first gate that says no; `force` passes all but the impossible, and the operation says so."""
         impossible = self.gates.balancer() or self.gates.weights(move.service, move.route)
         if impossible is not None:
             return impossible
         listener = None if request.kind.is_way_back else self.gates.listener(move.service)
         freeze = self.gates.freeze(move.service, request.kind)
-        for gate in (listener, freeze, self.gates.health(move.service, move.before.route, move.route)):
+        quarantine = self.gates.quarantine(move.service, move.before.route, move.route)
+        for gate in (listener, freeze, quarantine, self.gates.health(move.service, move.before.route, move.route)):
             if gate is None:
                 continue
             if not request.force:

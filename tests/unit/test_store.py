@@ -19,6 +19,7 @@ from lbswitch.core.model import (
     Kind,
     Operation,
     OperationState,
+    PoolKey,
     Remaining,
     Route,
     ServerKey,
@@ -241,7 +242,7 @@ def test_a_file_of_format_2_is_taken_over(path: Path) -> None:
     assert [each.id for each in again.draining()] == [1]
     again.close()
     with sqlite3.connect(path) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (3,)
+        assert database.execute("PRAGMA user_version").fetchone() == (4,)
     database.close()
 
 
@@ -318,4 +319,50 @@ def test_rest_loses_nothing(tmp_path: Path) -> None:
     store.release("shop", 0.0)
     assert store.frozen() == {"blog": "because"}
     reader.close()
+    store.close()
+
+
+V3 = Path(__file__).with_name("store_v3.sql")
+"""The same of format 3."""
+
+
+def test_a_file_of_format_3_is_taken_over(path: Path) -> None:
+    """All that is in it stays, and watches, quarantines and incidents can be kept from now on."""
+    with sqlite3.connect(path) as database:
+        database.executescript(V3.read_text())
+    database.close()
+    store = SqliteStore(path)
+    assert [each.id for each in store.draining()] == [1]
+    assert (store.bakes(), store.quarantined(), store.incident(1)) == ({}, {}, None)
+    store.save_bake("shop", {"state": "baking"})
+    store.close()
+    again = SqliteStore(path)
+    assert again.bakes() == {"shop": {"state": "baking"}}
+    again.close()
+
+
+def test_a_quarantine_holds_until_it_is_released(path: Path) -> None:
+    """Also for an agent that starts; nobody else's is ended."""
+    store = SqliteStore(path)
+    store.quarantine("shop", Color.GREEN, "error_ratio 0.2", 1.0)
+    store.quarantine("cart", Color.BLUE, "burst", 2.0)
+    store.close()
+    again = SqliteStore(path)
+    assert again.quarantined() == {
+        PoolKey("shop", Color.GREEN): "error_ratio 0.2",
+        PoolKey("cart", Color.BLUE): "burst",
+    }
+    assert again.release("shop", 3.0)
+    assert again.quarantined() == {PoolKey("cart", Color.BLUE): "burst"}
+    assert not again.release("shop", 4.0)
+    again.close()
+
+
+def test_incidents_are_kept_but_not_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest stay."""
+    monkeypatch.setattr("lbswitch.store.sqlite._INCIDENTS_KEPT", 2)
+    store = SqliteStore(path)
+    for number in (1, 2, 3):
+        store.save_incident(number, {"number": number})
+    assert [store.incident(number) for number in (1, 2, 3)] == [None, {"number": 2}, {"number": 3}]
     store.close()

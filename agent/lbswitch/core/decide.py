@@ -6,7 +6,8 @@ other one if that is healthy. Everything else is a reason to hold, said once for
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from lbswitch.core.durations import format_duration
@@ -49,6 +50,7 @@ class Observation:
     green: PoolFacts
     limits: Limits
     frozen: str | None = None
+    quarantined: Mapping[Color, str] = field(default_factory=dict)
 
     def pool(self, color: Color) -> PoolFacts:
         """The facts of `color`."""
@@ -132,6 +134,9 @@ def _obstacle(recent: tuple[float, ...], observation: Observation, bad: Color, n
     if rescue.state is not PoolState.HEALTHY:
         both = "both colors are unhealthy" if rescue.state is PoolState.UNHEALTHY else f"{bad.other} is not known yet"
         return f"{both}, {bad} keeps the traffic: {bad}: {failed.summary}; {bad.other}: {rescue.summary}"
+    if bad.other in observation.quarantined:
+        why = observation.quarantined[bad.other]
+        return f"{bad.other} is quarantined, {bad} keeps the traffic: {bad}: {failed.summary}; {bad.other}: {why}"
     if observation.frozen is not None:
         return f"frozen, {bad} keeps the traffic: {bad}: {failed.summary}; frozen because: {observation.frozen}"
     if not limits.enabled:

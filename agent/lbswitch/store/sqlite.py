@@ -18,6 +18,7 @@ from lbswitch.core.model import (
     Kind,
     Operation,
     OperationState,
+    PoolKey,
     Route,
     ServerKey,
     ServiceIntent,
@@ -27,6 +28,7 @@ from lbswitch.errors import StateError
 from lbswitch.ports import OpenOperation, Snapshot, StoredAnswer
 
 _ANSWERS_KEPT = 10_000
+_INCIDENTS_KEPT = 1_000
 _LOG_PAGES = 4000  # 16 MB: only when operations never leave the time for `rest`
 _SCHEMA = """
 CREATE TABLE service (
@@ -63,7 +65,14 @@ ALTER TABLE operation ADD COLUMN drain TEXT;
 ALTER TABLE operation ADD COLUMN draining INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX operation_draining ON operation (id) WHERE draining = 1;
 """
-_STEPS = (_SCHEMA, _SNAPSHOTS, _DRAINS)
+_WATCHES = """
+CREATE TABLE bake (service TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE quarantine (
+    service TEXT NOT NULL, color TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (service, color)
+);
+CREATE TABLE incident (operation INTEGER PRIMARY KEY, document TEXT NOT NULL);
+"""
+_STEPS = (_SCHEMA, _SNAPSHOTS, _DRAINS, _WATCHES)
 """What leads from each format to the next; the format of a file is how many of them it has seen."""
 
 
@@ -72,6 +81,7 @@ class SqliteStore:
 
     # Both are asked for every switch, and only this connection writes them.
     _frozen: dict[str, str] | None = None
+    _quarantined: dict[PoolKey, str] | None = None
     _generation: int | None = None
 
     def __init__(self, path: Path) -> None:
@@ -313,9 +323,10 @@ class SqliteStore:
         return {row[0] for row in self._rows("SELECT DISTINCT tree FROM snapshot")}
 
     def automatic_since(self, service: str, since: float) -> list[float]:
-        """When failovers of this service began, after `since`."""
+        """When the agent failed over or rolled back this service by itself, after `since`."""
         query = (
-            "SELECT started_at FROM operation WHERE service = ? AND kind = 'failover' AND started_at > ? ORDER BY id"
+            "SELECT started_at FROM operation WHERE service = ? AND started_at > ? AND "
+            "(kind = 'failover' OR (kind = 'rollback' AND actor = 'lbswitch' AND state != 'refused')) ORDER BY id"
         )
         released = self._rows("SELECT at FROM released WHERE service = ?", service)
         return [row[0] for row in self._rows(query, service, max([since, *(row[0] for row in released)]))]
@@ -327,11 +338,12 @@ class SqliteStore:
             database.execute("INSERT OR REPLACE INTO freeze VALUES (?, ?)", (service, reason))
 
     def release(self, service: str, at: float) -> bool:
-        """End a freeze; automatic switches before `at` no longer count."""
+        """End a freeze and a quarantine; automatic switches before `at` no longer count."""
         with self._transaction() as database:
-            self._frozen = None
+            self._frozen = self._quarantined = None
             database.execute("INSERT OR REPLACE INTO released VALUES (?, ?)", (service, at))
-            return database.execute("DELETE FROM freeze WHERE service = ?", (service,)).rowcount > 0
+            free = database.execute("DELETE FROM quarantine WHERE service = ?", (service,)).rowcount > 0
+            return database.execute("DELETE FROM freeze WHERE service = ?", (service,)).rowcount > 0 or free
 
     def frozen(self) -> dict[str, str]:
         """Frozen services with the reason."""
@@ -339,6 +351,44 @@ class SqliteStore:
             if self._frozen is None:
                 self._frozen = dict(self._rows("SELECT service, reason FROM freeze"))
             return dict(self._frozen)
+
+    def quarantine(self, service: str, color: Color, reason: str, at: float) -> None:
+        """Keep traffic away from what runs on this color until a person releases it."""
+        with self._transaction() as database:
+            self._quarantined = None
+            database.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)", (service, str(color), reason, at))
+
+    def quarantined(self) -> dict[PoolKey, str]:
+        """Quarantined pools with the reason."""
+        with self._lock:
+            if self._quarantined is None:
+                rows = self._rows("SELECT service, color, reason FROM quarantine")
+                self._quarantined = {PoolKey(service, Color(color)): reason for service, color, reason in rows}
+            return dict(self._quarantined)
+
+    def save_bake(self, service: str, document: Mapping[str, Any]) -> None:
+        """Write how far the watch on a service is."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO bake VALUES (?, ?)", (service, json.dumps(document)))
+
+    def bakes(self) -> dict[str, dict[str, Any]]:
+        """The last watch of each service."""
+        return {service: json.loads(text) for service, text in self._rows("SELECT service, document FROM bake")}
+
+    def save_incident(self, operation: int, document: Mapping[str, Any]) -> None:
+        """Write the record of a rollback; the oldest beyond a thousand are forgotten."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO incident VALUES (?, ?)", (operation, json.dumps(document)))
+            database.execute(
+                "DELETE FROM incident WHERE operation NOT IN (SELECT operation FROM incident ORDER BY operation DESC "
+                "LIMIT ?)",
+                (_INCIDENTS_KEPT,),
+            )
+
+    def incident(self, operation: int) -> dict[str, Any] | None:
+        """The record of a rollback."""
+        rows = self._rows("SELECT document FROM incident WHERE operation = ?", operation)
+        return dict(json.loads(rows[0][0])) if rows else None
 
     def answer(self, key: str) -> StoredAnswer | None:
         """What an earlier request with this key was answered."""
