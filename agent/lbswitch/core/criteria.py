@@ -388,8 +388,10 @@ def _tested(criterion: Criterion, window: Window, value: float, by_chance: float
     counted, samples = _counted(criterion, window), _samples(criterion, window)
     if not criterion.is_beyond(value):
         return _Found(Outcome.PASS, value, samples, counted, confidence=min(1.0, by_bad_luck))
-    if by_chance > 1 - criterion.confidence:
-        return _insufficient(criterion, window, value, f"may be chance, p {_p(by_chance)}", p=by_chance)
+    limit = (1 - criterion.confidence) / _LOOKS_PER_WINDOW
+    if by_chance > limit:
+        why = f"may be chance, p {_p(by_chance)}, needed {_p(limit)}"
+        return _insufficient(criterion, window, value, why, p=by_chance)
     return _Found(Outcome.BREACH, value, samples, counted, confidence=1 - by_chance, p=by_chance)
 
 
