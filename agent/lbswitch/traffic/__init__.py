@@ -1,0 +1,1 @@
+"""What balancers tell of real traffic, counted."""
