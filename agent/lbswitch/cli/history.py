@@ -8,7 +8,7 @@ import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings
 from lbswitch.cli.output import Cell, has_color, local_time, paragraph, printable, say, say_json, table
-from lbswitch.cli.sentences import change, drain_sentence
+from lbswitch.core.sentences import change, drain_sentence
 
 _HEADER = ("ID", "TIME", "SERVICE", "KIND", "CHANGE", "STATE", "GENERATION", "TOOK", "DRAIN", "BY", "REASON")
 _STATE_STYLES = {"done": "green", "refused": "yellow", "reverted": "red", "failed": "red"}

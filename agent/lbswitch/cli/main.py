@@ -10,9 +10,9 @@ import click
 
 from lbswitch.cli.options import LazyGroup, Settings
 from lbswitch.cli.output import complain, paragraph, say_json
-from lbswitch.cli.sentences import operation_sentence
 from lbswitch.client import AgentProblem, NobodyAnswers
 from lbswitch.core import defaults
+from lbswitch.core.sentences import operation_sentence
 from lbswitch.errors import ConfigError, InvalidRequest, LbswitchError, problem_document
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it

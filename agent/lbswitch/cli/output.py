@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TextIO
 
+from lbswitch.core.text import paragraph as paragraph
+from lbswitch.core.text import printable as printable
+
 _STYLES = {"green": "32", "blue": "34", "red": "31", "yellow": "33", "bold": "1", "dim": "2"}
 
 
@@ -54,20 +57,6 @@ def is_terminal() -> bool:
 def has_color() -> bool:
     """Whether to color stdout: on a capable terminal, unless NO_COLOR (no-color.org) says otherwise."""
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
-
-
-def printable(text: object) -> str:
-    """One line without control characters: what others wrote can't move the cursor or begin a line."""
-    line = str(text)
-    if line.isprintable():
-        return line
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-
-
-def paragraph(text: object, indent: str = "") -> str:
-    """Like `printable`, keeping the lines; all but the first begin with the indent."""
-    lines = str(text).replace("\r\n", "\n").rstrip("\n").split("\n")
-    return f"\n{indent}".join(printable(line) for line in lines)
 
 
 def local_time(at: float | None) -> str:

@@ -9,9 +9,9 @@ import click
 
 from lbswitch.cli.options import Command, Group, Settings, pass_settings, settings_of
 from lbswitch.cli.output import Cell, complain, has_color, local_time, paragraph, printable, say, say_json, table
-from lbswitch.cli.sentences import operation_sentence
 from lbswitch.cli.switching import reason_option
 from lbswitch.client import Client, NobodyAnswers
+from lbswitch.core.sentences import operation_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings
 from lbswitch.cli.output import complain, paragraph, say, say_json
-from lbswitch.cli.sentences import operation_sentence
+from lbswitch.core.sentences import operation_sentence
 
 _COLORS = ("blue", "green")
 Decorated = Callable[..., Any]

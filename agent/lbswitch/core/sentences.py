@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lbswitch.cli.output import paragraph, printable
+from lbswitch.core.text import paragraph, printable
 
 _CAN_BE_FORCED = ("health", "freeze", "clients", "pools", "rendering")
 _OTHER = {"blue": "green", "green": "blue"}
