@@ -248,6 +248,17 @@ class Balancer(Protocol):
     def why_not_shielded(self, service: str) -> str | None:
         """Why nothing can stand by for this service's new color, with what to do; None when it can."""
 
+    def shield(self, services: Mapping[str, Color | None]) -> None:
+        """Which color of each of these services is under the shield now; None: neither.
+
+        What an idempotent request gets there that no client should see (no connection, no answer in time, 500, 502,
+        503, 504) makes the balancer send it to the other color. Nothing is rendered or reloaded, and a restart leaves
+        it as it is. Idempotent. A service with a `why_not_shielded` is left without. Raises: CommitFailed.
+        """
+
+    def why_not_shielded(self, service: str) -> str | None:
+        """Why nothing can stand by for this service's new color, with what to do; None when it can."""
+
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         """How many servers each `upstream` or `backend` in these files has."""
 

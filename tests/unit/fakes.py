@@ -90,6 +90,9 @@ class FakeBalancer:
         self.ahead: Intent | None = None
         self.deaf = False
         self.no_weights: str | None = None
+        self.no_shield: str | None = None
+        self.break_shield: str | None = None
+        self.shielded: dict[str, Color] = {}
         self.commits: list[Intent] = []
         self.reloads = 0
         self.reminded = 0
@@ -186,6 +189,15 @@ class FakeBalancer:
 
     def why_not_weighted(self, service: str) -> str | None:
         return self.no_weights
+
+    def shield(self, services: Mapping[str, Color | None]) -> None:
+        if self.break_shield is not None:
+            raise CommitFailed(self.break_shield)
+        after = {**self.shielded, **services}
+        self.shielded = {name: color for name, color in after.items() if color is not None and self.no_shield is None}
+
+    def why_not_shielded(self, service: str) -> str | None:
+        return self.no_shield
 
     def remind(self) -> None:
         self.reminded += 1

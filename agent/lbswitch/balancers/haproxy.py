@@ -3,6 +3,7 @@
 STATE/haproxy/rendered/REVISION/haproxy.cfg     and SERVICE.pem for services with TLS
 STATE/haproxy/current -> rendered/REVISION
 STATE/haproxy/live.map, weights.map             where every service's requests go (`haproxy_maps`)
+STATE/haproxy/shield.map                        which colors have others standing by (`haproxy_shield`)
 STATE/haproxy/master.sock                       reaches every worker (`haproxy_runtime`)
 STATE/haproxy/worker.sock                       the current worker's Runtime API, for people and tools
 STATE/haproxy/state.sock                        tells what services in `mode: tcp` serve
@@ -31,13 +32,14 @@ from lbswitch.balancers.haproxy_program import Program
 from lbswitch.balancers.haproxy_rendering import Rendering
 from lbswitch.balancers.haproxy_runtime import Runtime
 from lbswitch.balancers.haproxy_servers import Servers
+from lbswitch.balancers.haproxy_shield import HAProxyShield, map_of
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.stopmark import StopMark
 from lbswitch.core.config import Config, Mode
 from lbswitch.core.model import Intent, Observation
 from lbswitch.core.names import pool_name
 from lbswitch.core.values import Endpoint, parse_endpoint
-from lbswitch.errors import CheckFailed, StartFailed
+from lbswitch.errors import CheckFailed, ReloadFailed, StartFailed
 from lbswitch.ports import Rendered, RenderedFile
 
 _FILES_BESIDE_CONNECTIONS = 200
@@ -64,7 +66,8 @@ class HAProxy(HAProxyBalancer):
             self._files, rendered, self._runtime, live, servers, self.observe, self.render, config.services
         )
         draining = HAProxyDraining(self._runtime, pool_name, self.is_running, is_ours=True)
-        super().__init__(rendered, live, drift, draining)
+        shield = HAProxyShield(config, directory, self._runtime, self.is_running)
+        super().__init__(rendered, live, drift, draining, shield)
         self._state_socket = Endpoint(path=str(directory / "state.sock"))
         self._stopped = StopMark(directory)
 
@@ -94,7 +97,8 @@ class HAProxy(HAProxyBalancer):
 
     def _with_maps(self, rendered: Rendered) -> Rendered:
         """As the checker needs it: maps that are not there yet, or not for this user, are empty ones beside it."""
-        missing = [path for path in (self._files.live, self._files.weights) if not os.access(path, os.R_OK)]
+        maps = (self._files.live, self._files.weights, map_of(self._directory))
+        missing = [path for path in maps if not os.access(path, os.R_OK)]
         files = list(rendered.files)
         for path in missing:
             # HAProxy looks for relative files in the directory that it is told to check (-C).
@@ -166,11 +170,19 @@ class HAProxy(HAProxyBalancer):
             self._refuse_unusable_binds()
         except CheckFailed as error:
             raise StartFailed(str(error)) from error
+        try:
+            self._shield.ensure()
+        except OSError as error:
+            raise StartFailed(f"{error.filename}: {error.strerror}") from error
         self._process.start(self._binds)
         self._live.eject_again()
 
     def reload(self, *, gently: bool = True) -> None:  # noqa: ARG002 - of the port
         """Have a new worker read what is installed; the old one finishes its connections. Raises: ReloadFailed."""
+        try:
+            self._shield.ensure()
+        except OSError as error:
+            raise ReloadFailed(f"{error.filename}: {error.strerror}; what was loaded before still serves") from error
         self._process.reload(self._binds)
         self._live.eject_again()
 

@@ -9,8 +9,9 @@ from lbswitch.balancers import pools
 from lbswitch.balancers.haproxy_draining import HAProxyDraining
 from lbswitch.balancers.haproxy_drift import HAProxyDrift
 from lbswitch.balancers.haproxy_live import LiveMaps
+from lbswitch.balancers.haproxy_shield import HAProxyShield
 from lbswitch.balancers.rendered import RenderedDirectory
-from lbswitch.core.model import Intent, ServerKey
+from lbswitch.core.model import Color, Intent, ServerKey
 from lbswitch.ports import Difference, Rendered
 
 
@@ -18,13 +19,19 @@ class HAProxyBalancer(ABC):
     """The common part of `lbswitch.ports.Balancer`."""
 
     def __init__(
-        self, rendered: RenderedDirectory, live: LiveMaps, drift: HAProxyDrift, draining: HAProxyDraining
+        self,
+        rendered: RenderedDirectory,
+        live: LiveMaps,
+        drift: HAProxyDrift,
+        draining: HAProxyDraining,
+        shield: HAProxyShield,
     ) -> None:
         """Nothing is looked up, written or asked yet."""
         self._rendered = rendered
         self._live = live
         self._drift = drift
         self._draining = draining
+        self._shield = shield
 
     # -- files -----------------------------------------------------------------------------------------------
 
@@ -77,6 +84,14 @@ class HAProxyBalancer(ABC):
     def committed(self) -> Intent | None:
         """Routes and generations of the maps on disk, or None. Raises: StateError."""
         return self._live.committed()
+
+    def shield(self, services: Mapping[str, Color | None]) -> None:
+        """Change the map of the shield on disk and in every worker. Raises: CommitFailed."""
+        self._shield.set(services)
+
+    def why_not_shielded(self, service: str) -> str | None:
+        """Why nothing stands by for this service."""
+        return self._shield.why_not(service)
 
     def routes(self) -> Mapping[int, Intent]:
         """What the maps of each worker serve."""

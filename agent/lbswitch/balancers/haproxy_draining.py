@@ -1,7 +1,8 @@
 """What HAProxy's workers still carry to the servers of a pool, and how to end it, by the Runtime API.
 
-Counted are requests and tunnels (`scur` of the pool's backend); an idle connection, of a client or to a server, carries
-nothing and does not count. Commands: management guide 9.3, `show stat`, `show sess`, `shutdown session`.
+Counted are requests and tunnels (`scur` of the pool's backend, and under the shield of its servers there); an idle
+connection, of a client or to a server, carries nothing and does not count. Commands: management guide 9.3, `show stat`,
+`show sess`, `shutdown session`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 
 from lbswitch.balancers.haproxy_runtime import Processes, Runtime, Silent, Unanswered
 from lbswitch.balancers.old_workers import FirstSeen
 from lbswitch.core.model import Color, PoolKey
+from lbswitch.core.names import shielded_name
 from lbswitch.errors import BalancerError
 from lbswitch.ports import Held, OldWorker
 
 _HUNG_S = 0.5
 _COMMANDS_A_LINE = 100  # a line of commands has to fit into tune.bufsize
-_SESSION = re.compile(r"^(0x[0-9a-f]+): .* be=(\S+) .* age=(\S+)", re.MULTILINE)
+_SESSION = re.compile(r"^(0x[0-9a-f]+): .* be=(\S+) srv=(\S+) .* age=(\S+)", re.MULTILINE)
 _AGE = re.compile(r"(\d+)([dhms])")
 _UNIT_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _NO_SUCH = "No such session"
@@ -46,30 +49,39 @@ class HAProxyDraining:
     def held(self, pools: Collection[PoolKey]) -> Mapping[PoolKey, tuple[Held, ...] | None]:
         """By one question to each worker. None while one does not answer. Never raises."""
         try:
-            found = list(self._requests())
+            found = list(self._requests(pools))
         except (Unanswered, BalancerError, ValueError):
             return dict.fromkeys(pools)
-        return {pool: tuple(self._of(pool, found)) for pool in pools}
+        return {pool: tuple(Held(pid, old, count[pool]) for pid, old, count in found if count[pool]) for pool in pools}
 
-    def _requests(self) -> Iterator[tuple[int, bool, Mapping[str, int]]]:
-        """Worker, whether it is old, and its requests by backend. Raises: Unanswered."""
+    def _requests(self, pools: Collection[PoolKey]) -> Iterator[tuple[int, bool, Counter[PoolKey]]]:
+        """Worker, whether it is old, and its requests to these pools. Raises: Unanswered."""
         processes = self._processes()
         if processes is None:
             return
         for pid in processes.workers:
             try:
-                yield pid, pid in processes.draining, self._runtime_for(pid, processes).requests(pid)
+                yield pid, pid in processes.draining, self._counted(self._runtime_for(pid, processes), pid, pools)
             except Silent:
                 raise
             except Unanswered:
                 if pid in self._runtime.processes().workers:
                     raise
 
-    def _of(self, pool: PoolKey, found: Collection[tuple[int, bool, Mapping[str, int]]]) -> Iterator[Held]:
-        backend = self._name(*pool)
-        for pid, is_old, requests in found:
+    def _counted(self, runtime: Runtime, worker: int, pools: Collection[PoolKey]) -> Counter[PoolKey]:
+        """Those under the shield belong to the color whose server has them. Raises: Unanswered."""
+        requests = runtime.requests(worker)
+        counts = Counter({pool: requests.get(self._name(*pool), 0) for pool in pools})
+        for backend in {backend for pool in pools for backend in self._shielded(pool)}:
             if requests.get(backend):
-                yield Held(pid, is_old, requests[backend])
+                by_server = runtime.requests_by_server(worker, backend)
+                for pool in (pool for pool in pools if backend in self._shielded(pool)):
+                    counts[pool] += sum(count for server, count in by_server.items() if _is_of(server, pool))
+        return counts
+
+    def _shielded(self, pool: PoolKey) -> tuple[str, ...]:
+        """The backends that have the servers of a pool beside those of the other color."""
+        return tuple(shielded_name(self._name(pool.service, color)) for color in Color)
 
     def _processes(self) -> Processes | None:
         """None when there is no HAProxy. Raises: Unanswered."""
@@ -106,22 +118,32 @@ class HAProxyDraining:
         for worker in (*processes.draining, *processes.current):
             try:
                 runtime = self._runtime_for(worker, processes)
-                closed += self._close_in(runtime, worker, self._name(*pool), most - closed)
+                closed += self._close_in(runtime, worker, pool, most - closed)
             except Unanswered as error:
                 trouble = error
         if trouble is not None and not closed:
             raise BalancerError(_not_closed(pool, trouble)) from trouble
         return closed
 
-    def _close_in(self, runtime: Runtime, worker: int, backend: str, most: int) -> int:
+    def _close_in(self, runtime: Runtime, worker: int, pool: PoolKey, most: int) -> int:
         """Raises: Unanswered."""
-        sessions = _longest_first(runtime.ask(worker, "show sess"), backend)[:most] if most > 0 else []
+        sessions = self._longest_first(runtime.ask(worker, "show sess"), pool)[:most] if most > 0 else []
         closed = 0
         for start in range(0, len(sessions), _COMMANDS_A_LINE):
             line = sessions[start : start + _COMMANDS_A_LINE]
             answer = runtime.ask_all(worker, [f"shutdown session {session}" for session in line])
             closed += len(line) - answer.count(_NO_SUCH)
         return closed
+
+    def _longest_first(self, text: str, pool: PoolKey) -> list[str]:
+        """The sessions of `show sess` that go to a pool."""
+        plain, shielded = self._name(*pool), self._shielded(pool)
+        found = [
+            (_age_s(age), session)
+            for session, backend, server, age in _SESSION.findall(text)
+            if backend == plain or (backend in shielded and _is_of(server, pool))
+        ]
+        return [session for _, session in sorted(found, key=lambda one: -one[0])]
 
     # -- workers -----------------------------------------------------------------------------------------------
 
@@ -165,10 +187,9 @@ class HAProxyDraining:
         return False
 
 
-def _longest_first(text: str, backend: str) -> list[str]:
-    """The sessions of `show sess` that go to a backend."""
-    found = [(_age_s(age), session) for session, name, age in _SESSION.findall(text) if name == backend]
-    return [session for _, session in sorted(found, key=lambda one: -one[0])]
+def _is_of(server: str, pool: PoolKey) -> bool:
+    """Under the shield servers are named after their color."""
+    return server.startswith(pool.color)
 
 
 def _age_s(text: str) -> int:

@@ -30,6 +30,7 @@ from lbswitch.balancers.haproxy_master import MasterSocket
 from lbswitch.balancers.haproxy_owner import Owner
 from lbswitch.balancers.haproxy_runtime import Runtime, Unanswered
 from lbswitch.balancers.haproxy_servers import Servers
+from lbswitch.balancers.haproxy_shield import HAProxyShield
 from lbswitch.balancers.haproxy_whole import Whole, readable_version
 from lbswitch.balancers.neighbors import Neighbors
 from lbswitch.balancers.rendered import RenderedDirectory
@@ -68,7 +69,8 @@ class HAProxyGuest(HAProxyBalancer):
             self._files, rendered, self._runtime, live, servers, self.observe, self.render, self._frontends()
         )
         draining = HAProxyDraining(self._runtime, guest_pool_name, self.is_running, is_ours=False)
-        super().__init__(rendered, live, drift, draining)
+        shield = HAProxyShield(config, directory, self._runtime, self.is_running)
+        super().__init__(rendered, live, drift, draining, shield)
         self._owner = Owner(self._control, balancer, self._rendered.current / FILE)
         self._whole = Whole(self._control, balancer, self._owner, self._files)
         self._master = MasterSocket(self._runtime, self._control)

@@ -233,7 +233,7 @@ class WorkerMaps:
             if label or not version.isdigit():
                 raise Unanswered(f"worker {self.worker} says: {answer[:200]}")
             self._versions.append(f"map @{version} {path}")
-            for chunk in _chunks(content):
+            for chunk in chunks(content):
                 self._runtime.feed(self.worker, f"add map @{version} {path}", chunk)
 
     def commit(self) -> None:
@@ -259,7 +259,7 @@ class WorkerMaps:
                 self._runtime.tell(self.worker, [f"clear {version}"])
 
 
-def _chunks(text: str) -> Iterator[str]:
+def chunks(text: str) -> Iterator[str]:
     """Whole lines, as many as fit into one command."""
     chunk = ""
     for line in text.splitlines(keepends=True):

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbswitch.balancers import tls_files
+from lbswitch.balancers import shielding, tls_files
 from lbswitch.balancers.haproxy_maps import MapFiles, share_of_green
+from lbswitch.balancers.haproxy_shield import map_of
 from lbswitch.balancers.templating import Templates
 from lbswitch.core.config import Config, Mode, ServiceConfig, Switching, TlsConfig
 from lbswitch.core.model import Color, Intent, ServiceIntent
-from lbswitch.core.names import pool_name
+from lbswitch.core.names import pool_name, shielded_name
 from lbswitch.core.values import Endpoint, parse_endpoint
 from lbswitch.errors import CheckFailed, RenderFailed
 from lbswitch.ports import REVISION_MARK, Rendered, RenderedFile
@@ -35,6 +36,22 @@ class Server:
 class _Pool:
     name: str
     servers: tuple[Server, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shielded:
+    """A pool with the other color's servers standing by; `retries` is how many of those are asked at most."""
+
+    name: str
+    color: Color
+    other: Color
+    servers: tuple[Server, ...]
+    others: tuple[Server, ...]
+
+    @property
+    def retries(self) -> int:
+        """Each goes to another server of the other color."""
+        return min(shielding.MOST_OTHERS, len({server.address for server in self.others}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,7 @@ class _Service:
     read_ms: int
     pools: tuple[_Pool, ...]
     literal: _Literal | None
+    shielded: tuple[_Shielded, ...]
 
 
 class Rendering:
@@ -114,6 +132,8 @@ class Rendering:
             "group": group,
             "live_map": str(self._files.live),
             "weights_map": str(self._files.weights),
+            "shield_map": str(map_of(self._directory)),
+            "repeatable": shielding.METHODS,
             "worker_socket": str(self._directory / "worker.sock"),
             "state_socket": str(self._directory / "state.sock"),
             "services": [self._service(name, intent) for name in self._config.services],
@@ -148,6 +168,9 @@ class Rendering:
             read_ms=milliseconds(service.timeouts.read),
             pools=tuple(_Pool(pool_name(name, color), servers(service, color)) for color in Color),
             literal=self._literal(name, intent),
+            shielded=tuple(_shielded(name, service, color) for color in Color)
+            if shielding.why_not(self._config, name) is None
+            else (),
         )
 
     def _literal(self, name: str, intent: Intent) -> _Literal | None:
@@ -168,6 +191,25 @@ def servers(service: ServiceConfig, color: Color) -> tuple[Server, ...]:
     """The `server` lines of a color."""
     addresses = service.pool(color).servers
     return tuple(Server(server_name(i), _address(parse_endpoint(text))) for i, text in enumerate(addresses))
+
+
+def _shielded(name: str, service: ServiceConfig, color: Color) -> _Shielded:
+    own, others = shielded_servers(service, color, color), shielded_servers(service, color, color.other)
+    return _Shielded(shielded_name(pool_name(name, color)), color, color.other, own, others)
+
+
+def shielded_servers(service: ServiceConfig, shielded: Color, color: Color) -> tuple[Server, ...]:
+    """The `server` lines of a color in the shield of one: named after their color, and of the other color two at least.
+
+    HAProxy waits a second before it tries anew where only one server has a weight, so one that stands by alone is there
+    under two names.
+    """
+    found = tuple(
+        Server(f"{color}{server.name.removeprefix('s')}", server.address) for server in servers(service, color)
+    )
+    if shielded is color or len(found) > 1:
+        return found
+    return (*found, Server(f"{found[0].name}_again", found[0].address))
 
 
 def _address(endpoint: Endpoint) -> str:

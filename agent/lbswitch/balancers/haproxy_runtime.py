@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _MASTER = re.compile(r"^(\d+)\s+master\s+(\d+) \[failed: (\d+)\]", re.MULTILINE)
 _WORKER = re.compile(r"^(\d+)\s+worker\s", re.MULTILINE)
 _UPTIME = re.compile(r"^(\d+)\s+worker\s.*?(\d+)d(\d+)h(\d+)m(\d+)s", re.MULTILINE)
 _OLD_WORKERS = "# old workers"
-_BACKENDS = 2  # the type of rows that `show stat` is asked for
+_BACKENDS, _SERVERS = 2, 4  # the types of rows that `show stat` is asked for
 _GONE = b"Can't find the target PID"
 
 
@@ -119,13 +119,21 @@ class Runtime:
 
     def requests(self, worker: int) -> Mapping[str, int]:
         """Requests and tunnels that this worker has in flight to servers, by backend. Raises: Unanswered."""
-        header, *lines = self.ask(worker, f"show stat -1 {_BACKENDS} -1").lstrip("# ").splitlines() or [""]
+        return {backend: count for backend, _, count in self._current_sessions(worker, f"-1 {_BACKENDS} -1")}
+
+    def requests_by_server(self, worker: int, backend: str) -> Mapping[str, int]:
+        """The same in one backend, by server. Raises: Unanswered."""
+        return {server: count for _, server, count in self._current_sessions(worker, f"{backend} {_SERVERS} -1")}
+
+    def _current_sessions(self, worker: int, which: str) -> Iterator[tuple[str, str, int]]:
+        """Names of proxy and server, and what each has, of the rows of `show stat`. Raises: Unanswered."""
+        header, *lines = self.ask(worker, f"show stat {which}").lstrip("# ").splitlines() or [""]
         names = header.split(",")
         if "scur" not in names:
             raise Unanswered(f"worker {worker} gave no statistics: {header[:80]!r}")
         current = names.index("scur")
         rows = (line.split(",", current + 1) for line in lines if "," in line)
-        return {row[0]: int(row[current] or 0) for row in rows}
+        return ((row[0], row[1], int(row[current] or 0)) for row in rows)
 
     def tell(self, worker: int, commands: Sequence[str]) -> None:
         """Commands that say nothing when all is well, on one line, so that they run right after each other.

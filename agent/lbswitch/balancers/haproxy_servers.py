@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from lbswitch.balancers.haproxy_rendering import server_name
+from lbswitch.balancers import shielding
+from lbswitch.balancers.haproxy_rendering import server_name, shielded_servers
 from lbswitch.balancers.haproxy_runtime import Runtime
 from lbswitch.core.config import Config
 from lbswitch.core.model import Color, ServerKey
-from lbswitch.core.names import pool_name
+from lbswitch.core.names import pool_name, shielded_name
 from lbswitch.core.values import parse_endpoint
 
 _FORCED_MAINTENANCE = 0x01  # SRV_ADMF_FMAINT in srv_admin_state, management guide 9.3, `show servers state`
@@ -45,6 +46,8 @@ class Servers:
             for color in Color
             for i, address in enumerate(settings.pool(color).servers)
         }
+        for service in shielding.shielded(config):
+            self._keys |= dict(_shielded_keys(config, service, name))
 
     @property
     def keys(self) -> Mapping[tuple[str, str], ServerKey]:
@@ -78,6 +81,19 @@ class Servers:
             pool = (key.service, key.color)
             left[pool] = left.get(pool, 0) + (key not in ejected)
         return frozenset(key for key in ejected if left.get((key.service, key.color), 0) > 0)
+
+
+def _shielded_keys(
+    config: Config, service: str, name: Callable[[str, Color], str]
+) -> Iterator[tuple[tuple[str, str], ServerKey]]:
+    """The servers of both colors in the backend of each that has the other standing by."""
+    settings = config.services[service]
+    for shielded in Color:
+        backend = shielded_name(name(service, shielded))
+        for color in Color:
+            addresses = settings.pool(color).servers
+            for i, server in enumerate(shielded_servers(settings, shielded, color)):
+                yield (backend, server.name), ServerKey(service, color, addresses[i % len(addresses)])
 
 
 def _servers(text: str) -> Iterator[_Server]:

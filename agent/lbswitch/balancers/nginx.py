@@ -1,6 +1,7 @@
 """The managed nginx: lbswitch writes its whole configuration, starts it, and switches by moving files.
 
 state_dir/live -> gen-000042/             the pointer (nginx_pointer)
+state_dir/shield/                         which colors have others standing by (nginx_shield)
 state_dir/nginx/rendered/REVISION/        rendered configurations (rendered)
 state_dir/nginx/current -> rendered/...   the installed one
 state_dir/nginx/{nginx.pid,error.log,tmp/,stopped}
@@ -22,6 +23,7 @@ from lbswitch.balancers.nginx_drift import NginxDrift
 from lbswitch.balancers.nginx_pointer import Pointer, make_directory
 from lbswitch.balancers.nginx_process import NginxProcess
 from lbswitch.balancers.nginx_retiring import Retiring
+from lbswitch.balancers.nginx_shield import NginxShield
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.running import children
 from lbswitch.balancers.templating import Templates
@@ -55,7 +57,7 @@ class Nginx(NginxBalancer):
         rendered, pointer = RenderedDirectory(self._prefix), Pointer(self._state_dir)
         drift = NginxDrift(pointer, rendered, self.observe, self._workers, self.render)
         draining = NginxDraining(config, self._process.pid, is_ours=True, is_inside=False)
-        super().__init__(rendered, pointer, drift, draining)
+        super().__init__(rendered, pointer, drift, draining, NginxShield(config))
 
     # -- the program -------------------------------------------------------------------------------------------
 

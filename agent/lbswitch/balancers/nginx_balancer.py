@@ -9,8 +9,9 @@ from lbswitch.balancers import pools
 from lbswitch.balancers.nginx_draining import NginxDraining
 from lbswitch.balancers.nginx_drift import NginxDrift
 from lbswitch.balancers.nginx_pointer import Pointer
+from lbswitch.balancers.nginx_shield import NginxShield
 from lbswitch.balancers.rendered import RenderedDirectory
-from lbswitch.core.model import Intent, ServerKey
+from lbswitch.core.model import Color, Intent, ServerKey
 from lbswitch.ports import Difference, Rendered
 
 
@@ -18,13 +19,19 @@ class NginxBalancer(ABC):
     """The common part of `lbswitch.ports.Balancer`."""
 
     def __init__(
-        self, rendered: RenderedDirectory, pointer: Pointer, drift: NginxDrift, draining: NginxDraining
+        self,
+        rendered: RenderedDirectory,
+        pointer: Pointer,
+        drift: NginxDrift,
+        draining: NginxDraining,
+        shield: NginxShield,
     ) -> None:
         """Nothing is looked up, read or written yet."""
         self._rendered = rendered
         self._pointer = pointer
         self._drift = drift
         self._draining = draining
+        self._shield = shield
 
     # -- files -------------------------------------------------------------------------------------------------
 
@@ -78,6 +85,14 @@ class NginxBalancer(ABC):
     def committed(self) -> Intent | None:
         """What the pointer on disk says."""
         return self._pointer.committed()
+
+    def shield(self, services: Mapping[str, Color | None]) -> None:
+        """Make and remove files that every worker looks for on each request. Raises: CommitFailed."""
+        self._shield.set(services)
+
+    def why_not_shielded(self, service: str) -> str | None:
+        """Why nothing stands by for this service."""
+        return self._shield.why_not(service)
 
     def routes(self) -> Mapping[int, Intent]:
         """None: every worker reads the pointer."""

@@ -24,6 +24,7 @@ from lbswitch.balancers.nginx_guest_master import GuestProgram, Master
 from lbswitch.balancers.nginx_guest_owner import Owner
 from lbswitch.balancers.nginx_guest_shadow import Shadow
 from lbswitch.balancers.nginx_pointer import Pointer, make_directory
+from lbswitch.balancers.nginx_shield import NginxShield
 from lbswitch.balancers.rendered import RenderedDirectory
 from lbswitch.balancers.templating import Templates
 from lbswitch.core.config import Config
@@ -63,7 +64,7 @@ class NginxGuest(NginxBalancer):
         drift = NginxDrift(pointer, rendered, self.observe, self._master.workers, self.render)
         is_inside = self._control.kind is Kind.DOCKER
         draining = NginxDraining(config, self._master.pid, is_ours=False, is_inside=is_inside)
-        super().__init__(rendered, pointer, drift, draining)
+        super().__init__(rendered, pointer, drift, draining, NginxShield(config))
 
     # -- the program -------------------------------------------------------------------------------------------
 

@@ -9,10 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lbswitch.balancers import nginx_shield, shielding
 from lbswitch.balancers.nginx_binary import Program
 from lbswitch.core.config import Config, ServiceConfig, Switching, WeightsConfig
 from lbswitch.core.model import Color, Intent, ServerKey, ServiceIntent
-from lbswitch.core.names import guest_pool_name, pool_name, variable_name
+from lbswitch.core.names import guest_pool_name, pool_name, shielded_name, variable_name
 from lbswitch.core.values import parse_endpoint
 from lbswitch.ports import REVISION_MARK
 
@@ -55,6 +56,27 @@ class Pool:
     servers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Shielded:
+    """A pool under the shield: `tries` servers are asked, those of its own color first, and then `others`."""
+
+    name: str
+    color: str
+    other: str
+    servers: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @property
+    def tries(self) -> int:
+        """Every one of its own, and some of the others."""
+        return len(self.servers) + min(shielding.MOST_OTHERS, len(self.others))
+
+    @classmethod
+    def of(cls, pool: Pool, other: Pool) -> Shielded:
+        """The one with the other standing by."""
+        return cls(shielded_name(pool.name), pool.color, other.color, pool.servers, other.servers)
+
+
 def certificates(config: Config) -> Mapping[str, str]:
     """A hash of each service's certificate and key, so that a renewed one is rendered as a change, and reloaded."""
     return {
@@ -82,10 +104,15 @@ def _hashed(path: str, *_stat: int) -> str:
 def variables(config: Config, intent: Intent, program: Program, user: str, stamps: Mapping[str, str]) -> dict[str, Any]:
     """Everything that `nginx.conf.j2` may use; `stamps` are those of `certificates`."""
     services, keys = _services(config, intent, pool_name, Path(config.agent.state_dir) / "live", stamps)
+    for service in services:
+        blue, green = service["pools"]
+        is_shielded = shielding.why_not(config, service["name"]) is None
+        service["shielded"] = (Shielded.of(blue, green), Shielded.of(green, blue)) if is_shielded else ()
     return {
-        "nginx": _nginx(config, program, user, services),
+        "nginx": _nginx(config, program, user, services) | {"shield": str(nginx_shield.directory_of(config))},
         "keys": keys,
         "services": services,
+        "repeatable": shielding.METHODS,
         "revision": REVISION_MARK,
     }
 

@@ -18,3 +18,8 @@ def guest_pool_name(service: str, color: Color) -> str:
 def variable_name(service: str) -> str:
     """The service inside nginx variable names, which hold no `-`: `my-shop` becomes `my_shop`."""
     return service.replace("-", "_")
+
+
+def shielded_name(pool: str) -> str:
+    """The same pool with the other color's servers standing by: `shop_green_shielded`."""
+    return f"{pool}_shielded"
