@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -427,9 +428,17 @@ def _forget_what_was_running(site: Site) -> None:
 
 
 def test_logs_stay_as_they_are(site: Site) -> None:
-    """With the agent dead nothing is written: not for good answers, dead servers, clients that go away, or garbage."""
+    """With the agent dead nothing is written: not for good answers, dead servers, clients that go away, or garbage.
+
+    Requests are logged for the agent alone, 30 s longer than it lives at most: nginx looks for files named after the
+    time, and there is none for later.
+    """
     go(site, "green")
     site.agent.kill()
+    before = sizes(site.agent.state_dir)
+    assert {_ask(site) for _ in range(10)} == {200}
+    assert set(growth(before, sizes(site.agent.state_dir))) <= {"nginx/traffic.log"}
+    _let_time_pass(site)
     before = sizes(site.agent.state_dir)
     assert {_ask(site) for _ in range(1000)} == {200}
     assert growth(before, sizes(site.agent.state_dir)) == {}
@@ -448,6 +457,14 @@ def test_logs_stay_as_they_are(site: Site) -> None:
     assert growth(before, sizes(site.agent.state_dir)) == {}
     for process in site.agent.balancer_processes():
         _tells_nobody(process, site)
+
+
+def _let_time_pass(site: Site) -> None:
+    """As if the agent was killed half a minute ago, and what nginx keeps for some milliseconds was written."""
+    for path in (site.agent.state_dir / "traffic" / "lease").glob("*"):
+        assert int(path.name) * 10 - time.time() <= 20
+        path.unlink()
+    time.sleep(0.3)  # nginx keeps lines for 50 ms
 
 
 def _all_at_once(do: Callable[[], Any], count: int) -> list[Any]:

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.support.written [--requests 1000000] [nginx|haproxy ...]
 
-sends so many requests to a balancer whose agent was killed, the second half of them to a color whose servers are dead,
-and prints how much every file below its state directory has grown. Needs wrk, and nginx for the applications.
+sends so many requests to a balancer whose agent was killed 31 s ago, the second half of them to a color whose servers
+are dead, and prints how much every file below its state directory has grown. Needs wrk, and nginx for the applications.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.support.ports import free_port
 from tests.support.wait import wait_until
 
 _LONGEST_S = 120.0
+_LEASE_S = 31.0  # so long nginx goes on logging for an agent that may be back soon
 _ORIGIN = """
 worker_processes 1; daemon off; pid nginx.pid; error_log error.log emerg;
 events {{ worker_connections 4096; }}
@@ -89,6 +90,7 @@ def measure(kind: str, count: int) -> None:
             wait_until(lambda: agent.status("shop")["green"]["state"] == "healthy", "health is known")
             assert agent.lbswitch("green").code == 0
             agent.kill()
+            time.sleep(_LEASE_S)
             before = sizes(agent.state_dir)
             good = _send(port, count // 2, 64)
             between = sizes(agent.state_dir)

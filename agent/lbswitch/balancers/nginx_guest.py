@@ -3,6 +3,7 @@
 state_dir/live -> gen-000042/                   the pointer (nginx_pointer)
 output_dir/rendered/REVISION/http.conf          pools and what is drawn by, for the http block
 output_dir/rendered/REVISION/NAME.server.conf   the choice of color, for the server blocks of a service
+output_dir/rendered/REVISION/traffic.conf       lets the agent see how requests fare, if the owner includes it
 output_dir/current -> rendered/...              the installed ones
 """
 
@@ -19,7 +20,7 @@ from lbswitch.balancers.nginx_binary import Program
 from lbswitch.balancers.nginx_draining import NginxDraining
 from lbswitch.balancers.nginx_drift import NginxDrift
 from lbswitch.balancers.nginx_guest_check import Checker
-from lbswitch.balancers.nginx_guest_files import HTTP_FILE, GuestFiles, server_file
+from lbswitch.balancers.nginx_guest_files import HTTP_FILE, TRAFFIC_FILE, GuestFiles, server_file
 from lbswitch.balancers.nginx_guest_master import GuestProgram, Master
 from lbswitch.balancers.nginx_guest_owner import Owner
 from lbswitch.balancers.nginx_guest_shadow import Shadow
@@ -126,6 +127,7 @@ class NginxGuest(NginxBalancer):
             for service in seen["services"]:
                 content = self._templates.render("guest_server.conf.j2", {**seen, "service": service})
                 files.append(RenderedFile(server_file(service["name"]), content))
+            files.append(RenderedFile(TRAFFIC_FILE, self._templates.render("guest_traffic.conf.j2", seen)))
             self._cache = (key, Rendered.of(files))
         return self._cache[1]
 

@@ -12,7 +12,7 @@ from lbswitch import procs
 from lbswitch.balancers import nginx_view
 from lbswitch.balancers.control import Control
 from lbswitch.balancers.nginx_binary import Program
-from lbswitch.balancers.nginx_guest_files import HTTP_FILE
+from lbswitch.balancers.nginx_guest_files import HTTP_FILE, TRAFFIC_FILE
 from lbswitch.balancers.nginx_guest_shadow import Shadow
 from lbswitch.balancers.nginx_pointer import make_directory
 from lbswitch.balancers.staging import staging
@@ -72,7 +72,8 @@ class Checker:
     def _apart(self, shadow: Shadow, candidate: Rendered, seen: str) -> str | None:
         """A small configuration with those of our files that the owner does not include yet."""
         included = shadow.included
-        missing = [file.name for file in candidate.files if file.name not in included]
+        # The check would open the log, whose directory the agent makes only when it reads.
+        missing = [file.name for file in candidate.files if file.name not in {*included, TRAFFIC_FILE}]
         if not missing or len(f"{seen}/s") > _LONGEST_SOCKET:
             return None
         temp = nginx_view.temp_paths(self._program)

@@ -11,6 +11,7 @@ from lbswitch.core.config import Control as Kind
 from lbswitch.ports import Rendered
 
 HTTP_FILE = "http.conf"
+TRAFFIC_FILE = "traffic.conf"
 _MOST_LINKS = 40  # as the kernel (path_resolution(7))
 
 

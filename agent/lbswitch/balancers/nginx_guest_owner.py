@@ -15,7 +15,7 @@ from pathlib import Path
 from lbswitch.balancers import nginx_config
 from lbswitch.balancers.nginx_binary import Program
 from lbswitch.balancers.nginx_config import NginxConfig, Place
-from lbswitch.balancers.nginx_guest_files import HTTP_FILE, GuestFiles, server_file
+from lbswitch.balancers.nginx_guest_files import HTTP_FILE, TRAFFIC_FILE, GuestFiles, server_file
 from lbswitch.core.config import Config
 from lbswitch.core.names import variable_name
 from lbswitch.errors import CheckFailed
@@ -102,7 +102,20 @@ class Owner:
 
     def hindrances(self) -> list[str]:
         """What in the owner's settings makes a switch late, keeps it from being seen, or shows, as sentences."""
-        return [*(each for service in self.config.services for each in self._hindrances_of(service)), *self._hosts()]
+        services = (each for service in self.config.services for each in self._hindrances_of(service))
+        return [*services, *self._hosts(), *self._logs()]
+
+    def _logs(self) -> Iterator[str]:
+        """An access_log, ours too, takes the place of those of the blocks around it."""
+        for place in self.places(TRAFFIC_FILE):
+            log = self.found.effective("access_log", place.around)
+            if log is not None and not any(
+                each.directive is log and each.around == place.around for each in self.found.find("access_log")
+            ):
+                yield (
+                    f"{place.directive.where}: `{log};` ({log.where}) does not hold where traffic.conf is included, so "
+                    "requests are missing there: write it beside that include, too"
+                )
 
     def _hindrances_of(self, service: str) -> Iterator[str]:
         for place in self.places(server_file(service)):

@@ -11,6 +11,7 @@ from typing import Any
 
 from lbswitch.balancers import nginx_shield, shielding
 from lbswitch.balancers.nginx_binary import Program
+from lbswitch.core import traffic_files
 from lbswitch.core.config import Config, ServiceConfig, Switching, WeightsConfig
 from lbswitch.core.model import Color, Intent, ServerKey, ServiceIntent
 from lbswitch.core.names import guest_pool_name, pool_name, shielded_name, variable_name
@@ -18,6 +19,7 @@ from lbswitch.core.values import parse_endpoint
 from lbswitch.ports import REVISION_MARK
 
 _TEMP_PATHS = {"client_body": "", "proxy": "", "fastcgi": "http_fastcgi", "uwsgi": "http_uwsgi", "scgi": "http_scgi"}
+_TRAFFIC = {"lease": traffic_files.LEASE, "traffic_log": traffic_files.GUEST_LOG}
 _DRAWING = ("buckets", "split")
 _UNDONE = ("access", "auth_basic", "limit_conn", "limit_req", "mirror")
 
@@ -127,6 +129,7 @@ def guest_variables(
     services, keys = _services(config, intent, guest_pool_name, live, {})
     return {
         "nginx": _shared(program, services)
+        | {name: str(live.parent / path) for name, path in _TRAFFIC.items()}
         | {"zone": "lbswitch_pools", "lacks": _lacking(program), "output": str(output), "neighbors": neighbors},
         "keys": keys,
         "services": services,
@@ -172,7 +175,9 @@ def _nginx(config: Config, program: Program, user: str, services: list[dict[str,
     return _shared(program, services) | {
         "workers": settings.workers or "auto",
         "user": user,
-        "prefix": str(Path(config.agent.state_dir) / "nginx"),
+        "prefix": str(Path(config.agent.state_dir) / traffic_files.MANAGED_PREFIX),
+        "lease": str(Path(config.agent.state_dir) / traffic_files.LEASE),
+        "traffic_log": traffic_files.MANAGED_LOG,
         "connections": connections,
         "files": connections * 2,
         "variables": max(4096, 8 * len(services)),

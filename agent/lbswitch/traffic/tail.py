@@ -46,6 +46,7 @@ class Tail:
         file = _File.open(self._path)
         position = self._memory.recall(file.inode, now)
         file.position = file.size() if position is None else min(position, file.size())
+        file.written_at = now
         self._files = [file]
         self._emptied_at = None
 
