@@ -7,6 +7,7 @@ load, so many requests a second, in turns; what is compared is what the kernel s
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ from scripts.benchmark.traffic import Traffic
 from scripts.benchmark.web import get
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
+
+from lbswitch.core import traffic_files
 
 GROUP = "Cost of a request: CPU of the workers"
 DIFFERENCE = "Cost of the choice: CPU of the workers, pairwise"
@@ -51,7 +54,7 @@ def _compare(bench: Bench, plain: Proxy, *choosing: Proxy) -> None:
     for number in range(rounds):
         proxies = (plain, *choosing) if number % 2 else (*reversed(choosing), plain)
         for proxy in proxies:
-            taken[proxy.case].append(_us_per_request(proxy, seconds))
+            taken[proxy.case].append(us_per_request(proxy, seconds))
     for case, samples in taken.items():
         bench.record.add(GROUP, case, "us", samples, of=None if case == plain.case else plain.case)
     for proxy in choosing:
@@ -59,7 +62,7 @@ def _compare(bench: Bench, plain: Proxy, *choosing: Proxy) -> None:
         bench.record.add(DIFFERENCE, proxy.case, "us", [with_it - without for with_it, without in pairs])
 
 
-def _us_per_request(proxy: Proxy, seconds: float) -> float:
+def us_per_request(proxy: Proxy, seconds: float) -> float:
     """Kept-alive connections alone: opening connections costs much more, and varies more, than choosing."""
     with Traffic(proxy.port, rate=_RATE, new_share=0.0, streams=0, websockets=0) as traffic:
         time.sleep(0.2)
@@ -82,22 +85,33 @@ def _proxies(bench: Bench, stack: ExitStack, system: type[Lbswitch], servers: Se
         if running.live != color:
             running.switch(other(running.live))
         running.agent.kill()
+        end_lease(running.agent.state_dir)
         yield Proxy(f"{system.name}, {color} live", running.port, running.workers())
+
+
+def end_lease(state_dir: Path) -> None:
+    """As time does it within half a minute: without an agent nginx does not log requests."""
+    shutil.rmtree(state_dir / traffic_files.LEASE, ignore_errors=True)
 
 
 def _plain_nginx(directory: Path, text: str, source: int, servers: Servers, stack: ExitStack) -> Proxy:
     """The rendered configuration without its `if (-f ...)`."""
-    port = free_port()
     text, found = without_choice_of_nginx(text)
     if found != 1:
         raise Absent(f"the rendered configuration has {found} tests of the pointer, not 1")
+    return nginx_of("nginx, plain", directory, text, source, servers, stack)
+
+
+def nginx_of(case: str, directory: Path, text: str, source: int, servers: Servers, stack: ExitStack) -> Proxy:
+    """An nginx of a rendered configuration for port `source`, on a port of its own. It logs into `directory`."""
+    port = free_port()
     text = text.replace(f"127.0.0.1:{source}", f"127.0.0.1:{port}")
     (directory / "tmp").mkdir()
     path = directory / "nginx.conf"
     path.write_text(f"daemon off;\n{text}")
     program = NginxPointer(servers, directory).binary()
     daemon = Daemon([program, "-p", str(directory), "-e", "error.log", "-c", str(path)], directory)
-    return _serving("nginx, plain", port, daemon, stack)
+    return _serving(case, port, daemon, stack)
 
 
 def without_choice_of_nginx(text: str) -> tuple[str, int]:
