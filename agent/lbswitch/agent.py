@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lbswitch.automatic import Automatic, HealthMonitor
+from lbswitch.core.alerts import AlertDesk
 from lbswitch.core.config import Config
 from lbswitch.core.model import Intent, Operation, Route, ServiceIntent
 from lbswitch.drain import DrainWatch, OldWorkers
@@ -52,6 +53,7 @@ class Agent:
         self.snapshots = snapshots
         self._restorer = restorer
         self.events = events
+        self.alerts: AlertDesk | None = None
         self.started_at = time.time() - _age_s()
         self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch")
         self._urgent_threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="lbswitch-urgent")

@@ -313,6 +313,14 @@ class Client:
         """Bring back a snapshot; returns `{"snapshot": N, "operations": [...]}`."""
         return self._post(f"/v1/snapshots/{number}/restore", request, holds="operations")
 
+    def alerts(self, limit: int) -> Document:
+        """Targets, and the newest alerts."""
+        return self._get(f"/v1/alerts?limit={limit}", holds="targets")
+
+    def test_alerts(self, request: Document) -> Document:
+        """Send a test alert; returns `{"delivered": ..., "results": [...]}`."""
+        return self._post("/v1/alerts/test", request, holds="results")
+
     def _get(self, path: str, holds: str) -> Document:
         try:
             return _opened(self.transport.exchange("GET", path, {}, b"", self._status_timeout_s), holds)

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from lbswitch import configfile, logs, sdnotify
@@ -28,6 +28,7 @@ from lbswitch.errors import NotAllowed, StateError
 from lbswitch.events import Events
 from lbswitch.health.monitor import HealthMonitor
 from lbswitch.health.trial import try_out
+from lbswitch.notify.delivery import Alerts
 from lbswitch.objects import Objects
 from lbswitch.ports import Balancer
 from lbswitch.restore import Restorer
@@ -125,19 +126,34 @@ async def _serve(
     store = SqliteStore(Path(config.agent.state_dir) / "lbswitch.db")
     try:
         agent = make_agent(config_path, config, balancer, store, events, on_step)
+        alerts = Alerts(Path(config.agent.state_dir) / "alerts.db", lambda: agent.config.alerts, events)
+        agent.alerts = alerts
+        events.listen(alerts.heard)
         for note in [*notes(config), *balancer.warnings()]:
             events.emit("note", note, level="warning")
         listeners = [unix_listener(socket_path)]
         try:
             if config.agent.listen is not None:
                 listeners.append(tcp_listener(parse_endpoint(config.agent.listen)))
-            await _live(agent, listeners)
+            async with _alerting(agent, alerts):
+                await _live(agent, listeners)
         finally:
             for listener in listeners:
                 listener.close()
             remove_socket(socket_path)
     finally:
         store.close()
+
+
+@contextlib.asynccontextmanager
+async def _alerting(agent: Agent, alerts: Alerts) -> AsyncIterator[None]:
+    """Deliver alerts from before the agent's start until after its end."""
+    delivering = asyncio.create_task(alerts.run(agent.store.history))
+    try:
+        yield
+    finally:
+        delivering.cancel()
+        await asyncio.gather(delivering, return_exceptions=True)
 
 
 def make_agent(

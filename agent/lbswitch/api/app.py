@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from lbswitch import __version__, showing
 from lbswitch.agent import Agent
 from lbswitch.api import documents, problems, quick
+from lbswitch.api.alerts import add_alerts
 from lbswitch.api.browsers import NoBrowsers
 from lbswitch.api.metrics import Metrics
 from lbswitch.api.schemas import (
@@ -67,6 +68,7 @@ def create_app(agent: Agent) -> FastAPI:
     answers = Answers(agent)
     _add_operations(app, agent, answers)
     _add_snapshots(app, agent, answers)
+    add_alerts(app, agent)
     return app
 
 

@@ -102,8 +102,12 @@ def about(agent: Agent) -> dict[str, Any]:
             **_old_workers(agent),
         },
         "drift": [each.to_json() for each in agent.drift.by_service.get(None, ())],
-        "notes": [*notes(agent.config), *balancer.warnings(), *agent.edits.notes],
+        "notes": [*notes(agent.config), *balancer.warnings(), *agent.edits.notes, *_alert_notes(agent)],
     }
+
+
+def _alert_notes(agent: Agent) -> list[str]:
+    return [] if agent.alerts is None else agent.alerts.notes()
 
 
 def _old_workers(agent: Agent) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _COMMANDS = {
     "check": "local",
     "render": "local",
     "doctor": "doctor",
+    "alerts": "alerts",
     "balancer": "local",
     "agent": "agent",
     "init": "setup",

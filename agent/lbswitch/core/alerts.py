@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from lbswitch.core.sentences import operation_sentence
 from lbswitch.core.text import paragraph, printable
@@ -76,6 +76,19 @@ class Wishes:
         if self.types is not None and alert.type not in self.types:
             return False
         return alert.level.rank >= self.level.rank
+
+
+class AlertDesk(Protocol):
+    """What API and agent need of the alerts. What blocks is called from threads."""
+
+    def document(self, limit: int) -> dict[str, Any]:
+        """Targets and the newest alerts, without anything secret. Blocks."""
+
+    def notes(self) -> list[str]:
+        """What people should know, as sentences for the status. Blocks."""
+
+    def test(self, target: str | None) -> list[dict[str, Any]]:
+        """Send a test alert to one target or all, once; says how each ended. Blocks. Raises: InvalidRequest."""
 
 
 def retry_delay_s(attempts: int, draw: float) -> float:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from lbswitch.core import defaults
+from lbswitch.core.alert_config import AlertsConfig
 from lbswitch.core.model import Color, Kind, ServerKey
 from lbswitch.core.sections import Misfit
 from lbswitch.core.sections import Section as _Section
@@ -505,6 +506,7 @@ class Config(_Section):
     services: dict[ServiceName, ServiceConfig] = Field(
         min_length=1, max_length=10_000, description="One section for each service, under its name."
     )
+    alerts: AlertsConfig = AlertsConfig()
     sources: dict[SourceName, Annotated[SourceConfig, Field(discriminator="kind")]] = Field(
         {}, max_length=1000, description="Metrics from elsewhere, under the names by which criteria call them."
     )

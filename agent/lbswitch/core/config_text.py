@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lbswitch.core.alert_config import AlertsConfig
 from lbswitch.core.config import AgentConfig, BalancerConfig, Config, ServiceConfig
 from lbswitch.core.config_checks import cross_check, notes
 from lbswitch.core.config_problems import Location, Section, dotted, read_section, show_node, unknown_key
@@ -58,11 +59,12 @@ class _Reading:
         balancer = self._section(BalancerConfig, "balancer")
         services = self._services()
         sources = self._sources()
+        alerts = self._section(AlertsConfig, "alerts") if "alerts" in self._sections else AlertsConfig()
         for at, message in cross_check(agent, balancer, services, self._source_names()):
             self._problem(at, message)
-        if agent is None or balancer is None or self.problems:
+        if agent is None or balancer is None or alerts is None or self.problems:
             return None
-        return Config(agent=agent, balancer=balancer, services=services, sources=sources)
+        return Config(agent=agent, balancer=balancer, services=services, alerts=alerts, sources=sources)
 
     def _known_keys(self) -> None:
         for key in self._sections:

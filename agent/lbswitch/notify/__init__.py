@@ -1,0 +1,1 @@
+"""Alerts to people: an outbox that survives crashes, and the ways out of it."""
