@@ -213,6 +213,7 @@ class Verdict:
             "value": self.value,
             "operator": self.criterion.operator,
             "threshold": self.threshold,
+            "baseline": self.criterion.baseline,
             "window_s": self.criterion.window_s,
             "samples": self.samples,
             "trigger": self.criterion.trigger,
@@ -408,7 +409,7 @@ _FROM_TRAFFIC: dict[str, Callable[[Criterion, Window, float | None], _Found]] = 
 
 def _compared(criterion: Criterion, new: Window, value: float | None, facts: Facts) -> _Found:
     windows = facts.other if criterion.baseline == "other" else facts.before
-    whom = str(facts.color.other) if criterion.baseline == "other" else "before the switch"
+    whom = f"on {facts.color.other}" if criterion.baseline == "other" else "before the switch"
     if windows is None:
         return _insufficient(criterion, new, value, f"nothing is known of {whom}")
     old = windows(criterion.window_s)
@@ -434,15 +435,22 @@ def _slower(criterion: Criterion, new: Window, old: Window) -> _Difference:
     after, before = _value(criterion, new), _value(criterion, old)
     if test is None or after is None or before is None:
         return _Difference(False, "", 1.0)
-    matters = test.rank_biserial >= criterion.least_effect and after >= criterion.factor * before
-    return _Difference(matters, f"{test.superiority:.0%} of pairs slower", test.p)
+    times, effect = after / before, test.rank_biserial
+    matters = effect >= criterion.least_effect and times >= criterion.factor
+    words = f"rank-biserial {_measured(effect, criterion.least_effect)}, times {_measured(times, criterion.factor)}"
+    return _Difference(matters, words, test.p)
 
 
 def _failing(criterion: Criterion, new: Window, old: Window) -> _Difference:
     test = two_proportions(new.errors, new.requests, old.errors, old.requests)
     if test is None:
         return _Difference(False, "", 1.0)
-    return _Difference(test.difference >= criterion.least_effect, f"difference {test.difference:+.3g}", test.p)
+    words = f"difference {_measured(test.difference, criterion.least_effect)}"
+    return _Difference(test.difference >= criterion.least_effect, words, test.p)
+
+
+def _measured(value: float, least: float) -> str:
+    return f"{value:.3g} {'>=' if value >= least else '<'} {least:g}"
 
 
 def _different(criterion: Criterion, new: Window, value: float, found: _Difference, against: str) -> _Found:
