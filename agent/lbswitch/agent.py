@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lbswitch.automatic import Automatic, HealthMonitor
+from lbswitch.automatic import Automatic, HealthMonitor, PoolView
+from lbswitch.bake import Bakes, Looking
 from lbswitch.core.alerts import AlertDesk
 from lbswitch.core.config import Config
 from lbswitch.core.model import Intent, Operation, Route, ServiceIntent
@@ -21,7 +22,7 @@ from lbswitch.drift import DriftWatch
 from lbswitch.edits import Edits
 from lbswitch.errors import Busy, UnknownService
 from lbswitch.events import Events
-from lbswitch.ports import Balancer, Store
+from lbswitch.ports import Balancer, MetricSources, Reader, Store
 from lbswitch.restore import Restorer
 from lbswitch.serving import Serving
 from lbswitch.snapshots import Snapshots
@@ -43,8 +44,13 @@ class Agent:
         load: Callable[[Path], tuple[Config, Balancer]],
         snapshots: Snapshots | None = None,
         restorer: Restorer | None = None,
+        reader: Reader | None = None,
+        sources: MetricSources | None = None,
     ) -> None:
-        """`load` reads the configuration file and makes the balancer for it. Both of the last or none."""
+        """`load` reads the configuration file and makes the balancer for it. `snapshots` and `restorer` or none of them.
+
+        `reader` tells what real traffic experiences, `sources` are metrics from elsewhere.
+        """
         self.config_path = config_path
         self.store = store
         self.serving = serving
@@ -65,6 +71,10 @@ class Agent:
         self.drift = DriftWatch(serving, events, self.in_thread, is_at_work=switcher.is_at_work)
         self.drain = DrainWatch(serving, switcher, store, events, self.in_thread)
         self.old_workers = OldWorkers(serving, events, self.in_thread)
+        self.sources = sources
+        health = PoolView(monitor)
+        looking = Looking(lambda: self.config, monitor.pool, health, lambda: sources.readings if sources else {})
+        self.bakes = Bakes(serving, switcher, store, health, looking, events, self._in_urgent_thread, reader)
         self.edits.own_files_changed, self.edits.repair = self.drift.mark, serving.repair
         self.edits.is_at_work = switcher.is_at_work
 
@@ -86,6 +96,7 @@ class Agent:
         intent = self.serving.intent
         self.store.save_services(intent.services, intent.generation)
         await self.in_thread(self.drain.resume)
+        await self.in_thread(self.bakes.resume)
         if self._restorer is not None:
             await self.in_thread(self._restorer.clean)
         self.automatic.remember()
@@ -113,8 +124,10 @@ class Agent:
                 self.upkeep.prepare(),
                 self.upkeep.count_clients(),
             ),
-            *(self.edits.run(), self.drift.run(), self.drain.run(), self.old_workers.run()),
+            *(self.edits.run(), self.drift.run(), self.drain.run(), self.old_workers.run(), self.bakes.run()),
         ]
+        if self.sources is not None:
+            loops.append(self.sources.run())
         if self.snapshots is not None:
             loops.append(keep_snapshots(self.snapshots, self.events, self.in_thread))
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -123,6 +136,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.automatic.finish()
+        await self.bakes.finish()
         await self.in_thread(self.switcher.record_late)
 
     def stop(self) -> None:
@@ -194,7 +208,7 @@ class Agent:
         self.automatic.mark(service)
 
     async def release(self, service: str, actor: str) -> bool:
-        """End a freeze and a quarantine, and forget the automatic switches that led to it; False when there was none."""
+        """End freeze and quarantine, and forget the automatic switches that led to them; False when there was none."""
         self._known(service)
         frozen = service in self.store.frozen()
         quarantined = any(pool.service == service for pool in self.store.quarantined())
@@ -214,6 +228,9 @@ class Agent:
     def _reconfigured(self, config: Config) -> None:
         self.monitor.update(config.services)
         self.automatic.mark(*config.services)
+        self.bakes.reconfigured(config)
+        if self.sources is not None:
+            self.sources.update(config)
 
 
 def _age_s() -> float:

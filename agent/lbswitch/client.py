@@ -254,6 +254,18 @@ class Client:
         """Switch all services at one instant; returns `{"operations": [...]}`."""
         return self._post("/v1/switch", request, holds="operations")
 
+    def service(self, service: str) -> Document:
+        """One service's object, without looking at anything."""
+        return self._get(f"/v1/services/{_quoted(service)}", holds="live")
+
+    def monitor(self, service: str, request: Document) -> Document:
+        """Attach to a service's watch, or begin one; returns it."""
+        return self._post(f"/v1/services/{_quoted(service)}/monitor", request, holds="until")
+
+    def incident(self, operation_id: int) -> Document:
+        """The record of a rollback that the agent decided on."""
+        return self._get(f"/v1/operations/{operation_id}/incident", holds="timeline")
+
     def rollback(self, service: str, request: Document) -> Document:
         """Go back to what was serving before; returns the Operation."""
         return self._post(f"/v1/services/{_quoted(service)}/rollback", request, holds="state")

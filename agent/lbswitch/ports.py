@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from lbswitch.core.criteria import MetricReading
 from lbswitch.core.decide import PoolFacts
 from lbswitch.core.evidence import Batch, Failure
 from lbswitch.core.model import Color, Drain, Intent, Observation, Operation, PoolKey, ServerKey, ServiceIntent
@@ -248,17 +249,6 @@ class Balancer(Protocol):
     def why_not_shielded(self, service: str) -> str | None:
         """Why nothing can stand by for this service's new color, with what to do; None when it can."""
 
-    def shield(self, services: Mapping[str, Color | None]) -> None:
-        """Which color of each of these services is under the shield now; None: neither.
-
-        What an idempotent request gets there that no client should see (no connection, no answer in time, 500, 502,
-        503, 504) makes the balancer send it to the other color. Nothing is rendered or reloaded, and a restart leaves
-        it as it is. Idempotent. A service with a `why_not_shielded` is left without. Raises: CommitFailed.
-        """
-
-    def why_not_shielded(self, service: str) -> str | None:
-        """Why nothing can stand by for this service's new color, with what to do; None when it can."""
-
     def pools(self, rendered: Rendered) -> Mapping[str, int]:
         """How many servers each `upstream` or `backend` in these files has."""
 
@@ -427,13 +417,13 @@ class Store(Protocol):
         """Latch a service until a person releases it."""
 
     def release(self, service: str, at: float) -> bool:
-        """End a freeze and a quarantine; False when there was neither. Automatic switches before `at` no longer count."""
+        """End freeze and quarantine; False when there was neither. Automatic switches before `at` no longer count."""
 
     def frozen(self) -> dict[str, str]:
         """Frozen services with the reason."""
 
     def quarantine(self, service: str, color: Color, reason: str, at: float) -> None:
-        """Keep traffic away from what runs on this color until a person releases it; `at` in seconds since the epoch."""
+        """Keep traffic away from what runs on this color until a person releases it; `at`: seconds since the epoch."""
 
     def quarantined(self) -> Mapping[PoolKey, str]:
         """Quarantined pools with the reason."""
@@ -505,3 +495,17 @@ class MetricSource(Protocol):
 
     async def close(self) -> None:
         """Let go of what is kept between reads."""
+
+
+class MetricSources(Protocol):
+    """Metrics from elsewhere, each read again and again."""
+
+    @property
+    def readings(self) -> Mapping[str, MetricReading]:
+        """The newest of each source, by its name."""
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+
+    def update(self, config: Config) -> None:
+        """The configuration is another one now."""

@@ -9,22 +9,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "agent" / "lbswitch"
 
 _GROUND = {"errors", "core"}
-_TOOLS = {
-    "files",
-    "procs",
-    "child",
-    "events",
-    "logs",
-    "pauses",
-    "sdnotify",
-}  # small, general, without knowledge of any adapter
+# small, general, without knowledge of any adapter
+_TOOLS = {"files", "procs", "child", "events", "logs", "pauses", "sdnotify"}
 _BELOW_ADAPTERS = _GROUND | _TOOLS | {"ports"}
 _ADAPTERS = {"balancers", "nginx", "haproxy", "health", "store", "traffic", "notify"}
 _TRANSACTION = {
     *("serving", "objects", "snapshots", "records", "stopwatch", "gates", "recovery", "switch"),
     *("replacement", "differing", "restore_plan", "restore_gates", "restore"),
 }
-_AGENT = {"agent", "automatic", "upkeep", "edits", "drift", "drain"}
+_AGENT = {"agent", "automatic", "bake", "upkeep", "edits", "drift", "drain"}
 _BELOW_WIRING = _BELOW_ADAPTERS | _ADAPTERS | {"api", "configfile"} | _TRANSACTION | _AGENT
 
 ALLOWED: dict[str, set[str]] = {

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Header, Query, Request
@@ -19,6 +20,7 @@ from lbswitch.api.browsers import NoBrowsers
 from lbswitch.api.metrics import Metrics
 from lbswitch.api.schemas import (
     ApplyBody,
+    CanaryBody,
     DrainBody,
     EmptyBody,
     ReasonBody,
@@ -27,6 +29,8 @@ from lbswitch.api.schemas import (
     SwitchBody,
     SwitchManyBody,
 )
+from lbswitch.api.watching import add_watching
+from lbswitch.bake import Canary
 from lbswitch.core.model import Color, Kind
 from lbswitch.errors import (
     Busy,
@@ -69,6 +73,7 @@ def create_app(agent: Agent) -> FastAPI:
     _add_operations(app, agent, answers)
     _add_snapshots(app, agent, answers)
     add_alerts(app, agent)
+    add_watching(app, agent, _ANY_PROBLEM)
     return app
 
 
@@ -258,10 +263,22 @@ def _add_operations(app: FastAPI, agent: Agent, answers: Answers) -> None:
             return document["status"], document
 
     @app.post("/v1/services/{name}/switch", responses=_ANY_PROBLEM)
-    async def switch(name: str, body: SwitchBody, request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-        """Send a service's traffic to a color, all of it or `weight` percent."""
+    async def switch(name: str, body: CanaryBody, request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+        """Send a service's traffic to a color: all of it, `weight` percent, or more with every step."""
         wanted = _switch_request((_known(agent, name),), body, _actor(request))
-        return await answers.once(idempotency_key, request, lambda: operate(wanted))
+        if body.steps is None or body.dry_run:
+            return await answers.once(idempotency_key, request, lambda: operate(wanted))
+        first, canary = replace(wanted, weight=body.steps[0]), Canary(tuple(body.steps[1:]), body.every)
+
+        async def begin() -> tuple[int, dict[str, Any]]:
+            agent.bakes.plan(name, canary)
+            try:
+                return await operate(first)
+            finally:
+                await agent.bakes.heard()
+                agent.bakes.plan(name, None)
+
+        return await answers.once(idempotency_key, request, begin)
 
     quick.add_switch(app, "/v1/services/{name}/switch", switch)
 

@@ -13,7 +13,7 @@ from typing import Any
 from lbswitch import __version__
 from lbswitch.agent import Agent
 from lbswitch.core.config_text import notes
-from lbswitch.core.model import Color, Intent, Route, ServiceIntent
+from lbswitch.core.model import Color, Intent, PoolKey, Route, ServiceIntent
 from lbswitch.errors import LbswitchError, UnknownService
 from lbswitch.serving import Serving
 
@@ -145,7 +145,9 @@ def _service(agent: Agent, name: str) -> dict[str, Any]:
         "frozen": agent.store.frozen().get(name),
         "previous": agent.switcher.previous(name),
         "problem": agent.automatic.problems.get(name) or (sight.detail if sight and not verified else None),
-        "bake": None,
+        "bake": bake(agent, name),
+        "shield": None if (shield := agent.bakes.shielded(name)) is None else str(shield),
+        "quarantined": quarantined(agent, name),
         "drain": None if (drain := agent.drain.by_service.get(name)) is None else drain.to_json(),
         "drift": [each.to_json() for each in agent.drift.by_service.get(name, ())],
         "operation": None if holder is None else {"kind": str(holder.kind), "actor": holder.actor},
@@ -180,10 +182,37 @@ def pool(agent: Agent, name: str, color: Color) -> dict[str, Any]:
 
 
 def evidence(agent: Agent, name: str, color: Color) -> dict[str, Any]:
-    """What is known about how a color behaves: in this version the health checks since the agent started."""
+    """What is known about how a color behaves: the health checks since the agent started, and real traffic."""
     servers = agent.monitor.pool(name, color).servers
     return {
-        "source": "health checks",
+        "source": "health checks and traffic",
         "checks": sum(server.checks for server in servers),
         "failed": sum(server.failed for server in servers),
+        "traffic": traffic(agent, name, color),
     }
+
+
+def quarantined(agent: Agent, name: str) -> dict[str, str]:
+    """Colors that were rolled back and get no traffic until they are released, with the reason."""
+    return {str(pool.color): why for pool, why in agent.store.quarantined().items() if pool.service == name}
+
+
+def bake(agent: Agent, name: str) -> dict[str, Any] | None:
+    """The last watch on a service with what is seen now; None when there was none."""
+    found = agent.bakes.bakes.get(name)
+    if found is None:
+        return None
+    sight = agent.bakes.sights.get(name)
+    is_seen = sight is not None and sight.generation == found.generation
+    return {
+        **found.to_json(),
+        "verdicts": [verdict.to_json() for verdict in sight.verdicts] if sight is not None and is_seen else [],
+        "decision": sight.decision.to_json() if sight is not None and is_seen else None,
+    }
+
+
+def traffic(agent: Agent, name: str, color: Color) -> dict[str, Any]:
+    """What real traffic experienced on a color in the last ten seconds; `problem` says why nothing is known."""
+    window = agent.bakes.looking.lately(PoolKey(name, color), agent.bakes.now())
+    reader = agent.bakes.reader
+    return {**window.to_json(), "problem": None if reader is None else reader.problem}

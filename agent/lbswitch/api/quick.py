@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from lbswitch.api.schemas import SwitchBody
+from lbswitch.api.schemas import CanaryBody
 
-Act = Callable[[str, SwitchBody, Request, str | None], Awaitable[Response]]
+Act = Callable[[str, CanaryBody, Request, str | None], Awaitable[Response]]
 _LONGEST_KEY = 200
 
 
@@ -29,7 +29,7 @@ def add_switch(app: FastAPI, path: str, act: Act) -> None:
         key = request.headers.get("idempotency-key")
         if request.headers.get("content-type") == "application/json" and (key is None or 0 < len(key) <= _LONGEST_KEY):
             try:
-                body = SwitchBody.model_validate_json(content)
+                body = CanaryBody.model_validate_json(content)
             except ValidationError:
                 return _Slowly(app, content)
             return await act(request.path_params["name"], body, request, key)

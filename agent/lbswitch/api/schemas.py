@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lbswitch.core.durations import DURATION, parse_duration
 from lbswitch.core.model import Color
@@ -26,7 +26,21 @@ def _over(value: object) -> float:
 Spread = Annotated[
     float, BeforeValidator(_over, json_schema_input_type=Annotated[str, Field(pattern=DURATION.pattern)])
 ]
+
+
+def _watch_time(value: object) -> float:
+    seconds = parse_duration(value)
+    if not 1.0 <= seconds <= _LONGEST_WATCH_S:
+        raise ValueError("is not within 1s-24h")
+    return seconds
+
+
+WatchTime = Annotated[
+    float, BeforeValidator(_watch_time, json_schema_input_type=Annotated[str, Field(pattern=DURATION.pattern)])
+]
 Reason = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+
+_LONGEST_WATCH_S = 86_400.0
 
 
 class _Body(BaseModel):
@@ -44,6 +58,23 @@ class SwitchBody(_Body):
     dry_run: bool = False
 
 
+class CanaryBody(SwitchBody):
+    """With `steps` such as [1, 10, 50, 100] the first step now, and each next one `every` so long without a breach."""
+
+    steps: list[Annotated[int, Field(ge=1, le=100)]] | None = Field(None, min_length=1, max_length=50)
+    every: WatchTime = 60.0
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if self.steps is None:
+            return self
+        if sorted(set(self.steps)) != self.steps:
+            raise ValueError("steps: each must be larger than the one before")
+        if self.weight != 100:
+            raise ValueError("steps and weight exclude each other")
+        return self
+
+
 class SwitchManyBody(SwitchBody):
     """The same for several services at one instant; without `services` for all."""
 
@@ -56,6 +87,13 @@ class RollbackBody(_Body):
     reason: Reason = ""
     force: bool = False
     dry_run: bool = False
+
+
+class MonitorBody(_Body):
+    """Watch what is live for `duration`, such as 5m; `auto_rollback` rolls back on a breach."""
+
+    duration: WatchTime
+    auto_rollback: bool = False
 
 
 class ApplyBody(_Body):

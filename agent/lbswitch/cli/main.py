@@ -23,6 +23,7 @@ _COMMANDS = {
     "status": "status",
     "history": "history",
     "show": "history",
+    "monitor": "monitoring",
     "drain": "drain",
     "freeze": "freezing",
     "release": "freezing",
@@ -82,10 +83,12 @@ def cli() -> None:
       2    usage or configuration error
       3    refused by a gate, nothing was changed
       4    failed and was reverted, nothing was changed
+      5    monitor: the release was rolled back
       6    the agent can't be reached, or went away before it answered
       7    conflict: --expect does not hold and there is something to do, or another operation is running
       8    not allowed
-      9    drain --wait: nobody can know how many connections are open
+      9    monitor: not enough evidence; drain --wait: nobody can know how many connections are open
+      10   monitor: a breach, and no rollback was asked for
       130  interrupted with Ctrl-C
 
     \b

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -280,19 +279,11 @@ def _looks(settings: Settings, client: Client, interval_s: float) -> Iterator[di
 
 
 def _redraw(looks: Iterator[dict[str, Any] | AgentUnreachable]) -> None:
-    """Draw over the last picture; lines are cut at the terminal's edge while this goes on (DECAWM)."""
-    import shutil
+    from lbswitch.cli.redraw import redrawn
 
-    sys.stdout.write("\x1b[?7l\x1b[2J")
-    try:
+    with redrawn() as show:
         for look in looks:
-            height = shutil.get_terminal_size().lines
-            lines = [f"{_now()}  Ctrl-C ends", "", *_picture(look)][: max(3, height - 1)]
-            sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
-            sys.stdout.flush()
-    finally:
-        sys.stdout.write("\x1b[?7h\n")
-        sys.stdout.flush()
+            show([f"{_now()}  Ctrl-C ends", "", *_picture(look)])
 
 
 def _picture(look: dict[str, Any] | AgentUnreachable) -> list[str]:

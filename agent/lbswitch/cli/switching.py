@@ -9,6 +9,7 @@ import click
 
 from lbswitch.cli.options import Command, Settings, pass_settings
 from lbswitch.cli.output import complain, paragraph, say, say_json
+from lbswitch.client import Client
 from lbswitch.core.sentences import operation_sentence
 
 _COLORS = ("blue", "green")
@@ -42,8 +43,56 @@ _force = click.option("--force", is_flag=True, help="Pass the gates that can be 
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would happen and change nothing.")
 
 
+def _steps(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[int] | None:
+    """`1,10,50,100`: each larger than the one before."""
+    if text is None:
+        return None
+    steps = [part.strip() for part in text.split(",")]
+    if not all(step.isascii() and step.isdecimal() and 1 <= int(step[:4]) <= 100 for step in steps):
+        raise click.BadParameter(f"{text!r} is not a list of percentages from 1 to 100, such as 1,10,50,100")
+    numbers = [int(step) for step in steps]
+    if sorted(set(numbers)) != numbers:
+        raise click.BadParameter(f"{text!r}: each step must be larger than the one before")
+    return numbers
+
+
+def _every(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
+    from lbswitch.core.durations import parse_duration
+
+    try:
+        if text is not None and not 1 <= parse_duration(text) <= 86_400:
+            raise click.BadParameter(f"{text!r} is not within 1s-24h")
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} {error}") from None
+    return text
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    from lbswitch.cli.monitoring import seconds
+
+    return seconds(context, parameter, text)
+
+
 def _switch_options(function: Decorated) -> Decorated:
     options = (
+        click.option(
+            "--monitor",
+            metavar="SECONDS",
+            callback=_seconds,
+            help="Then watch it for so long and roll back on a breach, like `lbswitch monitor`.",
+        ),
+        click.option(
+            "--every", metavar="DURATION", callback=_every, help="With --steps: how long each step is watched (60s)."
+        ),
+        click.option(
+            "--steps",
+            metavar="N,N,...",
+            callback=_steps,
+            help="A canary that goes on by itself: percentages, such as 1,10,50,100. It waits without evidence and "
+            "goes back on a breach.",
+        ),
         click.option("--all", "everything", is_flag=True, help="All services at the same instant, or none of them."),
         _dry_run,
         _force,
@@ -108,11 +157,17 @@ def _color_command(color: str, other: str) -> click.Command:
     return command
 
 
-def _switch(settings: Settings, color: str, *, everything: bool, **options: Any) -> None:
+def _switch(settings: Settings, color: str, *, everything: bool, monitor: float | None, **options: Any) -> None:
     request = {"to": color, **_given(options)}
+    _refuse_together(everything=everything, monitor=monitor, **options)
     client = settings.client()
     if not everything:
-        _report(settings, client.switch(settings.chosen_service(client), request))
+        name = settings.chosen_service(client)
+        operation = client.switch(name, request)
+        if monitor is None:
+            _report(settings, operation)
+        else:
+            _then_monitor(settings, client, name, operation, monitor)
         return
     if settings.service:
         raise click.UsageError("--all and --service exclude each other")
@@ -122,6 +177,25 @@ def _switch(settings: Settings, color: str, *, everything: bool, **options: Any)
         return
     for operation in answer["operations"]:
         _tell(operation)
+
+
+def _refuse_together(*, everything: bool, monitor: float | None, **options: Any) -> None:
+    if options["every"] is not None and options["steps"] is None:
+        raise click.UsageError("--every is for --steps")
+    if options["steps"] is not None and options["weight"] is not None:
+        raise click.UsageError("--steps and --weight exclude each other")
+    if everything and (options["steps"] is not None or monitor is not None):
+        raise click.UsageError("--all goes without --steps and --monitor: watch the services one by one")
+    if monitor is not None and options["dry_run"]:
+        raise click.UsageError("--dry-run changes nothing that could be monitored")
+
+
+def _then_monitor(settings: Settings, client: Client, name: str, operation: dict[str, Any], duration_s: float) -> None:
+    from lbswitch.cli.monitoring import look_on
+
+    if not settings.json:
+        _tell(operation)
+    look_on(settings, client, name, client.monitor(name, {"duration": f"{duration_s:g}s", "auto_rollback": True}))
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pydantic import (
 
 from lbswitch.core import defaults
 from lbswitch.core.alert_config import AlertsConfig
+from lbswitch.core.bake_config import BakeConfig, Criteria, PolicyConfig, misfits
 from lbswitch.core.model import Color, Kind, ServerKey
 from lbswitch.core.sections import Misfit
 from lbswitch.core.sections import Section as _Section
@@ -324,49 +325,6 @@ class FailoverConfig(_Section):
     max_per_hour: int = Field(3, ge=1, le=1000, description="Automatic switches in an hour before the service latches.")
 
 
-class OnBreach(StrEnum):
-    """What a breach during the bake leads to."""
-
-    ROLLBACK = "rollback"
-    FREEZE = "freeze"
-    ALERT = "alert"
-
-
-class BakeConfig(_Section):
-    """The watch period after a switch. Read and validated; acted on from a later version."""
-
-    duration: Duration = 300.0
-    shield: bool = True
-    on_breach: OnBreach = OnBreach.ROLLBACK
-
-
-class CriterionConfig(_Section):
-    """One criterion. Read and validated; acted on from a later version."""
-
-    threshold: float = Field(allow_inf_nan=False, ge=0, description="What may not be reached.")
-    window: Duration = Field(description="How far back the metric looks, such as 30s.")
-    min_samples: int | None = Field(None, ge=1, le=1_000_000_000)
-    quantile: float | None = Field(None, gt=0, lt=1)
-    source: Token | None = None
-
-
-class CriteriaConfig(_Section):
-    """The criteria of the contract."""
-
-    error_rate: CriterionConfig | None = Field(None, description="5xx answers per second.")
-    error_ratio: CriterionConfig | None = Field(None, description="Share of requests that fail, 0-1.")
-    response_time: CriterionConfig | None = Field(None, description="Milliseconds at the quantile.")
-    database_connections: CriterionConfig | None = Field(None, description="Fraction of the maximum.")
-    health_check: CriterionConfig | None = Field(None, description="Failed checks.")
-
-
-class PolicyConfig(_Section):
-    """How criteria become a decision. Read and validated; acted on from a later version."""
-
-    trigger: Literal["any", "confidence"] = "any"
-    alert_threshold: float = Field(0.8, gt=0, le=1)
-
-
 class TlsConfig(_Section):
     """TLS termination: PEM files of the certificate chain and its key."""
 
@@ -464,7 +422,7 @@ class ServiceConfig(_Section):
     health: HealthConfig = HealthConfig()
     failover: FailoverConfig = FailoverConfig()
     bake: BakeConfig | None = None
-    criteria: CriteriaConfig | None = None
+    criteria: Criteria | None = Field(None, description="By name; without them error_ratio alone is watched.")
     policy: PolicyConfig | None = None
     tls: TlsConfig | None = None
     http2: bool = False
@@ -479,6 +437,7 @@ class ServiceConfig(_Section):
         return self
 
     def _misfits(self) -> Iterator[Misfit]:
+        yield from misfits(self.criteria)
         for color in Color:
             servers = len(self.pool(color).servers)
             if self.health.min_healthy > servers:

@@ -12,7 +12,6 @@ from lbswitch.core.config import (
     BalancerConfig,
     BalancerKind,
     Config,
-    CriteriaConfig,
     Mode,
     ServiceConfig,
     Switching,
@@ -187,9 +186,8 @@ def _unknown_sources(services: Mapping[str, ServiceConfig], sources: Collection[
 def _used_sources(services: Mapping[str, ServiceConfig]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Where a source is named, and its name."""
     for service, config in services.items():
-        for name in CriteriaConfig.model_fields if config.criteria is not None else ():
-            criterion = getattr(config.criteria, name)
-            if criterion is not None and criterion.source is not None:
+        for name, criterion in (config.criteria or {}).items():
+            if criterion.source is not None:
                 yield ("services", service, "criteria", name, "source"), criterion.source
 
 
@@ -256,20 +254,8 @@ def _whose(balancer: BalancerConfig, services: Mapping[str, ServiceConfig]) -> I
 
 
 def notes(config: Config) -> list[str]:
-    """Plain sentences: settings that this version checks but does not act on yet, and what is probably a mistake."""
-    return [*_not_acted_on(config), *_undefined_sources(config), *_shared_servers(config)]
-
-
-def _not_acted_on(config: Config) -> Iterator[str]:
-    settings = {name: _later_settings(service) for name, service in config.services.items()}
-    services = [name for name, found in settings.items() if found]
-    if services:
-        names = sorted({setting for found in settings.values() for setting in found})
-        yield f"checked but not acted on by this version: {', '.join(names)} (of {_listed(services)})"
-
-
-def _later_settings(service: ServiceConfig) -> list[str]:
-    return [setting for setting in ("bake", "criteria", "policy") if getattr(service, setting) is not None]
+    """Plain sentences: what is probably a mistake."""
+    return [*_undefined_sources(config), *_shared_servers(config)]
 
 
 def _undefined_sources(config: Config) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -89,7 +89,7 @@ def show_node(node: Node) -> str:
 
 
 def _not_a_mapping(node: Node, model: type[BaseModel]) -> str:
-    return f"is {show_node(node)}, but a mapping with these keys is needed: {', '.join(model.model_fields)}"
+    return f"is {show_node(node)}, but a mapping with these keys is needed: {', '.join(_keys(model))}"
 
 
 class _Explanation:
@@ -115,7 +115,7 @@ class _Explanation:
     def _unknown_key(self, location: Location) -> Problem:
         key = str(location[-1])
         model = self._model_at(location[:-1])
-        return self._problem(location, unknown_key(key, model.model_fields if model else ()))
+        return self._problem(location, unknown_key(key, _keys(model) if model else ()))
 
     def _wrong_value(self, kind: str, location: Location, context: Mapping[str, Any]) -> str:
         node = locate(self._entry, location)[0]
@@ -153,18 +153,34 @@ class _Explanation:
 
     def _field(self, location: Location) -> FieldInfo | None:
         model = self._model_at(location[:-1])
-        return model.model_fields.get(str(location[-1])) if model else None
+        return _keys(model).get(str(location[-1])) if model else None
 
     def _description(self, location: Location) -> str:
         field = self._field(location)
         return (field.description if field else None) or ""
 
     def _model_at(self, location: Location) -> type[BaseModel] | None:
-        model: type[BaseModel] | None = self._model
+        annotation: Any = self._model
         for part in location:
-            field = model.model_fields.get(str(part)) if model else None
-            model = _model_in(field.annotation) if field else None
-        return model
+            annotation = _inside(annotation, str(part))
+        return _model_in(annotation)
+
+
+def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by what they are called in the file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _inside(annotation: Any, key: str) -> Any:
+    """What is below this key of a section, or of a mapping whose keys are names."""
+    model = _model_in(annotation)
+    if model is not None:
+        field = _keys(model).get(key)
+        return None if field is None else field.annotation
+    candidates: Sequence[Any] = [annotation, *get_args(annotation)]
+    candidates = [*candidates, *(inner for item in candidates for inner in get_args(item))]
+    mapping = next((item for item in candidates if get_origin(item) is dict), None)
+    return None if mapping is None else get_args(mapping)[1]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
