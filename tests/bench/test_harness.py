@@ -98,7 +98,9 @@ def test_the_plain_proxy_of_nginx_differs_in_the_choice_alone(place: Place, serv
     plain, count = cost.without_choice_of_nginx(rendered)
     assert count == 1
     assert [line for line in rendered.splitlines() if line not in plain.splitlines()] == [
-        line for line in rendered.splitlines() if "if (-f" in line or "set $lbswitch_shop shop_green" in line
+        line
+        for line in rendered.splitlines()
+        if ("if (-f" in line and "/live/" in line) or "set $lbswitch_shop shop_green" in line
     ]
 
 

@@ -51,6 +51,7 @@ def test_from_start_to_close(tmp_path: Path):
     assert reader.read().batches == {}
     assert reader.problem is None
     reader.close()
+    assert reader.read().batches == {}
     assert names(tmp_path / "traffic" / "lease") == set()
 
 

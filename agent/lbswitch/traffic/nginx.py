@@ -10,6 +10,7 @@ STATUSES and the other plurals are lists when nginx tried several servers: `127.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -58,7 +59,8 @@ class NginxTraffic:
         self._output = config.balancer.output_dir
         self._lines = Lines(Pools.of(config))
         self._trouble: str | None = None
-        self._is_open = False
+        self._lock = threading.Lock()  # a reading may be under way when its caller gives up and closes
+        self._is_started = self._is_open = False
         self._is_silent = True
 
     @property
@@ -73,16 +75,17 @@ class NginxTraffic:
 
     def start(self) -> None:
         """Have nginx log from now on."""
-        self._attempt(self._open)
+        with self._lock:
+            self._is_started = True
+            self._attempt(self._open)
 
     def read(self) -> Reading:
-        """What was logged since the last call."""
-        now = self._clock()
-        data = self._attempt(lambda: self._look(now)) or b""
-        if data:
-            self._is_silent = False
-        reading = self._lines.count(data, now)
-        return reading if reading is not None else Reading(now, {})
+        """What was logged since the last call; nothing after `close`."""
+        with self._lock:
+            now = self._clock()
+            data = (self._attempt(lambda: self._look(now)) if self._is_started else None) or b""
+            self._is_silent = self._is_silent and not data
+            return self._lines.count(data, now)
 
     def _look(self, now: float) -> bytes:
         if not self._is_open:
@@ -109,8 +112,7 @@ class NginxTraffic:
         except OSError as error:
             self._trouble = (
                 f"what nginx logs of real traffic can't be read: {error.strerror or error}: "
-                f"{error.filename or self._log}; the agent's user must be able to write there (balancer.managed, "
-                "docs/evidence.md)"
+                f"{error.filename or self._log}; let the agent's user write there, or remove what somebody else made"
             )
             return None
         self._trouble = None
@@ -122,9 +124,10 @@ class NginxTraffic:
 
     def close(self) -> None:
         """Have nginx log no more."""
-        self._lease.end()
-        self._tail.close()
-        self._is_open = False
+        with self._lock:
+            self._lease.end()
+            self._tail.close()
+            self._is_started = self._is_open = False
 
 
 @dataclass(frozen=True)

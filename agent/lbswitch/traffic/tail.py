@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-MODE = 0o640
-"""Paths of requests are for nobody else on this host."""
+MODE = 0o660
+"""Paths of requests are for nobody else on this host. For SIGUSR1 nginx gives its logs to its workers' user; the agent,
+if it is not root, then has its rights as the group."""
 LARGE_BYTES = 32 << 20
 KEPT_S = 60.0
 """How long a line that was read stays there at most, and how large the file may become (both: at most, while read)."""
@@ -129,8 +130,13 @@ class _File:
         mode = os.fstat(self.descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
-        if mode & stat.S_IRWXO:
+        if stat.S_IMODE(mode) == MODE:
+            return
+        try:
             os.fchmod(self.descriptor, MODE)
+        except PermissionError:
+            if mode & stat.S_IRWXO:
+                raise
 
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size

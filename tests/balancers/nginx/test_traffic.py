@@ -1,6 +1,8 @@
 """What a real nginx logs of real requests is counted for the right color, and only while somebody reads."""
 
 import http.client
+import os
+import signal
 import socket
 import stat
 import time
@@ -15,6 +17,7 @@ from lbswitch.core.model import Color, PoolKey
 from lbswitch.ports import Answered
 from lbswitch.traffic.lease import SECONDS
 from lbswitch.traffic.nginx import NginxTraffic, log_path
+from lbswitch.traffic.tail import MODE
 from tests.balancers.nginx.servers import Server
 from tests.balancers.nginx.site import BLUE, GREEN, Site
 from tests.support.app import App
@@ -74,7 +77,7 @@ def test_each_color_has_its_own(site: MakeSite):
         text = log_path(shop.config).read_bytes()
         assert b"card" not in text, "no query strings"
         assert text.count(b"127.0.0.1") == 4, "of addresses only the servers'"
-        assert stat.S_IMODE(log_path(shop.config).stat().st_mode) == 0o640
+        assert stat.S_IMODE(log_path(shop.config).stat().st_mode) == MODE
 
 
 def test_how_requests_fail(site: MakeSite, service: Callable[..., dict[str, Any]]):
@@ -165,7 +168,7 @@ def test_nothing_is_logged_without_an_agent(site: MakeSite):
 
 
 def test_a_reload_and_a_rotation_lose_nothing(site: MakeSite):
-    """Workers that end write what they have; the file that takes the log's place is read, too."""
+    """Workers that end write what they have; what takes the log's place, as logrotate does it, is read, too."""
     shop = site()
     with Watch(shop) as watch:
         for number in range(30):
@@ -174,7 +177,8 @@ def test_a_reload_and_a_rotation_lose_nothing(site: MakeSite):
                 shop.nginx.reload()
             if number == 20:
                 log_path(shop.config).rename(log_path(shop.config).with_suffix(".1"))
-                shop.nginx.reload()
+                watch.look()
+                os.kill(int((shop.prefix / "nginx.pid").read_text()), signal.SIGUSR1)
         watch.until(30)
         assert watch.requests == {BLUE: 30}
 
