@@ -17,7 +17,7 @@ from typing import Any
 MODE = 0o660
 """Paths of requests are for nobody else on this host. For SIGUSR1 nginx gives its logs to its workers' user; the agent,
 if it is not root, then has its rights as the group."""
-LARGE_BYTES = 32 << 20
+LARGE_BYTES = 8 << 20
 KEPT_S = 60.0
 """How long a line that was read stays there at most, and how large the file may become (both: at most, while read)."""
 _CHUNK_BYTES = 8 << 20
