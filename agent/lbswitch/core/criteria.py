@@ -37,6 +37,8 @@ _WELL_WITHIN = 0.5  # of what the threshold allows: what chance is measured agai
 _LEAST_COVERED = 0.5  # of a window
 _STALE_S = 2.0  # nobody read for so long: what came since is not known
 _LOOKS_PER_WINDOW = 10
+_TYPICAL = 0.25  # of a window: until then a burst of traffic may be all that was seen
+_OVERWHELMING_TIMES, _OVERWHELMING_EFFECT = 3.0, {ERROR_RATIO: 0.1, RESPONSE_TIME: 0.8}
 _HOUR_S = 3600.0
 
 
@@ -418,35 +420,52 @@ def _compared(criterion: Criterion, new: Window, value: float | None, facts: Fac
         return _insufficient(criterion, new, value, few)
     difference = _slower(criterion, new, old) if criterion.metric == RESPONSE_TIME else _failing(criterion, new, old)
     against = f"{_shown(criterion, _value(criterion, old))} {whom}{_of(criterion, old)}"
+    if difference.matters and not difference.is_overwhelming and _is_early(criterion, new):
+        why = f"it takes {_seconds(criterion.window_s * _TYPICAL)} to compare with before"
+        return _insufficient(criterion, new, value, why, p=difference.p, against=f"{against}, {difference.effect}")
     return _different(criterion, new, value, difference, against)
+
+
+def _is_early(criterion: Criterion, new: Window) -> bool:
+    """Whether a moment is compared with a longer time of before, when there may have been less load."""
+    return criterion.baseline == "before" and new.seconds < criterion.window_s * _TYPICAL
 
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """How much worse the new side is: whether that matters, the effect size in words, and the probability of chance."""
+    """How much worse the new side is: whether that matters, the effect size in words, and the probability of chance.
+
+    An overwhelming one is beyond what load alone does.
+    """
 
     matters: bool
+    is_overwhelming: bool
     effect: str
     p: float
+
+
+_NO_DIFFERENCE = _Difference(False, False, "", 1.0)
 
 
 def _slower(criterion: Criterion, new: Window, old: Window) -> _Difference:
     test = mann_whitney(new.latency, old.latency)
     after, before = _value(criterion, new), _value(criterion, old)
     if test is None or after is None or before is None:
-        return _Difference(False, "", 1.0)
+        return _NO_DIFFERENCE
     times, effect = after / before, test.rank_biserial
     matters = effect >= criterion.least_effect and times >= criterion.factor
     words = f"rank-biserial {_measured(effect, criterion.least_effect)}, times {_measured(times, criterion.factor)}"
-    return _Difference(matters, words, test.p)
+    is_overwhelming = effect >= _OVERWHELMING_EFFECT[RESPONSE_TIME] and times >= _OVERWHELMING_TIMES
+    return _Difference(matters, is_overwhelming, words, test.p)
 
 
 def _failing(criterion: Criterion, new: Window, old: Window) -> _Difference:
     test = two_proportions(new.errors, new.requests, old.errors, old.requests)
     if test is None:
-        return _Difference(False, "", 1.0)
+        return _NO_DIFFERENCE
     words = f"difference {_measured(test.difference, criterion.least_effect)}"
-    return _Difference(test.difference >= criterion.least_effect, words, test.p)
+    is_overwhelming = test.difference >= _OVERWHELMING_EFFECT[ERROR_RATIO]
+    return _Difference(test.difference >= criterion.least_effect, is_overwhelming, words, test.p)
 
 
 def _measured(value: float, least: float) -> str:

@@ -284,11 +284,22 @@ def test_nothing_known_of_the_baseline_is_insufficient():
 
 def test_slower_than_before_the_switch():
     criterion = response_time(threshold=None, baseline="before")
-    found = verdict(criterion, facts(window(400, ms=200.0), before=lambda _: window(4_000, ms=20.0)))
+    found = verdict(criterion, facts(window(400, ms=200.0, seconds=120.0), before=lambda _: window(4_000, ms=20.0)))
     assert found.outcome is BREACH
     assert "ms before the switch (4,000 requests), rank-biserial 1 >= 0.2, times 10" in found.sentence
     as_fast = verdict(criterion, facts(window(400, ms=20.5), before=lambda _: window(4_000, ms=20.0)))
     assert as_fast.outcome is PASS
+
+
+def test_a_moment_is_not_compared_with_minutes_of_before():
+    """It may be a burst of traffic; what is worse beyond that needs no waiting."""
+    criterion = response_time(threshold=None, baseline="before")
+    before = window(4_000, ms=20.0, seconds=120.0)
+    for ms, seconds, outcome in ((40.0, 4.0, INSUFFICIENT), (200.0, 4.0, BREACH), (40.0, 30.0, BREACH)):
+        given = facts(window(400, ms=ms, seconds=seconds), before=lambda _: before)
+        assert verdict(criterion, given).outcome is outcome
+    early = verdict(criterion, facts(window(400, ms=40.0, seconds=4.0), before=lambda _: before))
+    assert "it takes 30s to compare with before" in early.sentence
 
 
 def test_a_threshold_beside_a_baseline_must_be_passed_too():
