@@ -13,6 +13,7 @@ from lbswitch.balancers import shielding, tls_files
 from lbswitch.balancers.haproxy_maps import MapFiles, share_of_green
 from lbswitch.balancers.haproxy_shield import map_of
 from lbswitch.balancers.templating import Templates
+from lbswitch.core import haproxy_log
 from lbswitch.core.config import Config, Mode, ServiceConfig, Switching, TlsConfig
 from lbswitch.core.model import Color, Intent, ServiceIntent
 from lbswitch.core.names import pool_name, shielded_name
@@ -85,6 +86,7 @@ class _Service:
     pools: tuple[_Pool, ...]
     literal: _Literal | None
     shielded: tuple[_Shielded, ...]
+    log_format: str
 
 
 class Rendering:
@@ -134,6 +136,7 @@ class Rendering:
             "weights_map": str(self._files.weights),
             "shield_map": str(map_of(self._directory)),
             "repeatable": shielding.METHODS,
+            "traffic_log": haproxy_log.log_target(self._directory / haproxy_log.SOCKET),
             "worker_socket": str(self._directory / "worker.sock"),
             "state_socket": str(self._directory / "state.sock"),
             "services": [self._service(name, intent) for name in self._config.services],
@@ -171,6 +174,7 @@ class Rendering:
             shielded=tuple(_shielded(name, service, color) for color in Color)
             if shielding.why_not(self._config, name) is None
             else (),
+            log_format=haproxy_log.log_format(is_http=service.mode is Mode.HTTP),
         )
 
     def _literal(self, name: str, intent: Intent) -> _Literal | None:
