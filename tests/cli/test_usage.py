@@ -12,6 +12,7 @@ COMMANDS = [
     ["balancer", "status"], ["agent"], ["doctor"], ["templates"], ["templates", "list"], ["templates", "show"],
     ["templates", "diff"], ["templates", "copy"], ["config"], ["config", "schema"], ["completion"],
     ["snapshots"], ["snapshots", "show"], ["restore"], ["init"], ["uninstall"], ["drain"],
+    ["alerts"], ["alerts", "test"], ["alerts", "list"],
 ]  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_every_help_keeps_its_examples_on_lines_of_their_own(run: Run, command: 
 
 
 def test_the_list_of_commands_is_complete(run: Run):
-    for group in ([], ["balancer"], ["templates"], ["config"]):
+    for group in ([], ["balancer"], ["templates"], ["config"], ["alerts"]):
         listed = run(*group, "--help").out.partition("Commands:\n")[2].partition("\n\n")[0]
         names = [line.split()[0] for line in listed.splitlines() if line[2] != " "]
         assert {command[-1] for command in COMMANDS if command and command[:-1] == group} == set(names)

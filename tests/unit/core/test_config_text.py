@@ -246,7 +246,7 @@ class TestProblems:
                 "is 1.5, which is not a duration: write a number and a unit, such as 250ms, 1s, 5m, 2h or 30d",
             ),
             (14, "services.cart.green", "is missing. A pool, such as {servers: [127.0.0.1:9102]}."),
-            (17, "extra", "unknown key 'extra': known: agent, balancer, services, sources"),
+            (17, "extra", "unknown key 'extra': known: agent, balancer, services, alerts, sources"),
         ]
 
     def test_as_text(self):
