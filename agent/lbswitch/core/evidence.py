@@ -22,6 +22,7 @@ LONGEST_S = 3600.0
 """The longest window."""
 GAP_S = 2.0
 """A reader that is silent for longer than this missed something."""
+_SUMS = 16
 _JITTER_US = _US  # clocks of several cores, and corrections by ntpd
 
 
@@ -136,14 +137,21 @@ class _Tally:
 
 
 class _Ring:
-    """The newest `size` steps; an older one is overwritten by what takes its place."""
+    """The newest `size` steps; an older one is overwritten by what takes its place.
 
-    __slots__ = ("_cells",)
+    `rewritten` counts how often something changed in a step before the newest.
+    """
+
+    __slots__ = ("_cells", "newest", "rewritten")
 
     def __init__(self, size: int) -> None:
         self._cells: list[_Tally | None] = [None] * size
+        self.newest = -1
+        self.rewritten = 0
 
     def at(self, number: int) -> _Tally:
+        self.rewritten += number < self.newest
+        self.newest = max(self.newest, number)
         place = number % len(self._cells)
         cell = self._cells[place]
         if cell is None or cell.number != number:
@@ -154,6 +162,7 @@ class _Ring:
         return (cell for cell in self._cells if cell is not None and first <= cell.number <= last)
 
     def drop_after(self, last: int) -> None:
+        self.newest, self.rewritten = min(self.newest, last), self.rewritten + 1
         self._cells = [None if cell is not None and cell.number > last else cell for cell in self._cells]
 
 
@@ -185,11 +194,34 @@ class _Watch:
 
 
 class _Pool:
-    __slots__ = ("rings", "streak")
+    __slots__ = ("_sums", "rings", "streak")
 
     def __init__(self) -> None:
         self.rings = tuple(_Ring(size) for _, size in _LEVELS_US)
         self.streak = 0
+        self._sums: dict[tuple[int, int, int, int], _Tally] = {}
+
+    def total(self, level: int, first: int, last: int) -> _Tally:
+        """The sum of these steps, a new one."""
+        ring, total = self.rings[level], _Tally(0)
+        closed = min(last, ring.newest) - 1
+        total.add(self._closed(level, first, closed))
+        for tally in ring.between(max(first, closed + 1), last):
+            total.add(tally)
+        return total
+
+    def _closed(self, level: int, first: int, last: int) -> _Tally:
+        """The sum of steps that don't grow any more; criteria ask for the same ones several times a second."""
+        ring = self.rings[level]
+        key = (level, first, last, ring.rewritten)
+        found = self._sums.get(key)
+        if found is None:
+            if len(self._sums) >= _SUMS:
+                self._sums.clear()
+            found = self._sums[key] = _Tally(0)
+            for tally in ring.between(first, last):
+                found.add(tally)
+        return found
 
 
 class Evidence:
@@ -248,10 +280,8 @@ class Evidence:
         level = _level(now_us - start_us)
         step_us = _LEVELS_US[level][0]
         first, last = -(-start_us // step_us), now_us // step_us
-        total = _Tally(0)
         known = self._pools.get(pool)
-        for tally in known.rings[level].between(first, last) if known is not None else ():
-            total.add(tally)
+        total = _Tally(0) if known is None else known.total(level, first, last)
         return self._made(total, now_us, first * step_us, self._watch.between(level, first, last))
 
     def _made(self, total: _Tally, now_us: int, start_us: int, covered_us: int) -> Window:

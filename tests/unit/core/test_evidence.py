@@ -261,3 +261,22 @@ def test_no_clock_breaks_it(steps: list[tuple[float, int, bool]], seconds: float
         window = evidence.window(GREEN, T + offset, seconds)
         assert 0 <= window.requests <= total
         assert 0 <= window.covered_s <= window.seconds <= seconds
+
+
+@searching(60)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.05, 0.4, 1.0, 7.0, -0.5, -3.0, -400.0]), st.integers(0, 9)), max_size=40)
+)
+def test_looking_changes_nothing(steps: list[tuple[float, int]]):
+    """A window that was asked for all the time is the same as one that is asked for once."""
+    often, once, now = Evidence(), Evidence(), T
+    for step, requests in steps:
+        now += step
+        for evidence in (often, once):
+            evidence.watched(now)
+            evidence.add(GREEN, now, batch(requests))
+        for seconds in (2.0, 30.0, 600.0):
+            often.window(GREEN, now, seconds)
+            often.window(GREEN, now + 1, seconds)
+    for seconds in (2.0, 30.0, 600.0):
+        assert often.window(GREEN, now, seconds) == once.window(GREEN, now, seconds)
