@@ -196,6 +196,22 @@ def test_a_file_that_cannot_be_written_loses_nothing_while_the_agent_lives(tmp_p
     again.close()
 
 
+def test_a_file_that_cannot_be_opened_is_taken_when_it_can(tmp_path: Path) -> None:
+    """A directory in its place at first; what was told meanwhile is in the file afterwards."""
+    path = tmp_path / "alerts.db"
+    path.mkdir()
+    outbox = Outbox(path)
+    outbox.add(alert("one"), ["hook"], 100)
+    assert outbox.problem is not None
+    path.rmdir()
+    outbox.write_late()
+    assert outbox.problem is None
+    outbox.close()
+    again = Outbox(path)
+    assert again.targets() == {"hook"}
+    again.close()
+
+
 def test_the_oldest_give_way(desk: Callable[..., Desk], receiver: Receiver, secret: str) -> None:
     """No more than `keep` wait, and that it happened is said."""
     receiver.stop()

@@ -23,7 +23,7 @@ def tell(url: str, title: str, body: str, level: str, timeout_s: float) -> None:
     """Deliver once. Raises: NotDelivered, without anything of the URL in it."""
     order = {"url": url, "title": title, "body": body, "type": {"error": "failure"}.get(level, level)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "lbswitch.notify.apprised"],
+        [sys.executable, "-P", "-m", "lbswitch.notify.apprised"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

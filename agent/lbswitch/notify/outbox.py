@@ -197,6 +197,8 @@ class Outbox:
     def write_late(self) -> None:
         """Try again to write what the file lacks."""
         with self._lock:
+            if self._database is None and self._unsaved:
+                self._open()
             if self._unsaved or self._forgotten:
                 self._save()
 
@@ -229,6 +231,7 @@ class Outbox:
             if version == 0:
                 database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
             self._read(database)
+            self.problem = None
         except (sqlite3.Error, OSError, StateError, ValueError, KeyError, TypeError) as error:
             self.problem = f"{self._path}: {error}; alerts are kept in memory only"
             if self._database is not None:

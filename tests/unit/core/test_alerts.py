@@ -1,12 +1,13 @@
 """Which events are alerts, what they say, and when they are tried again."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbswitch.core.alert_config import AlertTarget
+from lbswitch.core.alert_config import AlertsConfig, AlertTarget
 from lbswitch.core.alerts import TYPES, Alert, Level, Wishes, alert_of, alert_of_operation, is_own, retry_delay_s
 from lbswitch.core.sentences import operation_sentence
 
@@ -148,3 +149,11 @@ def test_a_webhook_that_is_a_secret_is_refused_without_repeating_it(webhook: str
     with pytest.raises(ValueError, match="webhook") as refused:
         AlertTarget.model_validate({"webhook": webhook, "secret_file": "/etc/x"})
     assert "geheim" not in str(refused.value.errors(include_input=False))  # type: ignore[attr-defined]
+
+
+def test_every_key_and_type_is_documented() -> None:
+    """docs/alerts.md has them, in the form in which people search for them."""
+    text = (Path(__file__).resolve().parents[3] / "docs" / "alerts.md").read_text()
+    keys = [f"alerts.targets.NAME.{key}" for key in AlertTarget.model_fields]
+    keys += [f"alerts.{key}" for key in AlertsConfig.model_fields if key != "targets"]
+    assert [name for name in (*keys, *TYPES) if f"`{name}`" not in text] == []
