@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from lbswitch.cli.main import cli
 from lbswitch.core.config import AgentConfig, BalancerConfig, ServiceConfig
+from lbswitch.core.source_config import SOURCE_KINDS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 POOLS = ("blue", "green")
@@ -33,6 +34,12 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def test_every_setting_is_documented(key: str) -> None:
     """docs/configuration.md has it, in the form in which people search for it."""
     assert f"`{key}`" in (DOCS / "configuration.md").read_text()
+
+
+@pytest.mark.parametrize("key", sorted({key for model in SOURCE_KINDS.values() for key in model.model_fields}))
+def test_every_setting_of_a_source_is_documented(key: str) -> None:
+    """docs/sources.md has it."""
+    assert f"| `{key}` |" in (DOCS / "sources.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(cli.list_commands(None)))

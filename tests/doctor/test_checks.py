@@ -13,6 +13,7 @@ from lbswitch.doctor.host import Host, Space
 from lbswitch.doctor.together import together
 from lbswitch.errors import NotAllowed
 from tests.doctor.desk import Desk, severities
+from tests.support.ports import free_port
 
 # -- configuration and templates -----------------------------------------------------------------------------------
 
@@ -389,3 +390,35 @@ def test_many_are_asked_at_once():
         (number, number * 2) for number in range(100)
     ]
     assert together(str, []) == {}
+
+
+# -- metrics from elsewhere ----------------------------------------------------------------------------------------
+
+
+def test_sources_are_read_once(desk: Desk):
+    """What gives no value is a warning with its reason; the values of the others are one note."""
+    assert desk.found("sources") == []
+    desk.document["sources"] = {
+        "queue": {"kind": "command", "command": ["/bin/echo", "17"]},
+        "lag": {"kind": "command", "command": ["/bin/sh", "-c", "echo no replica >&2; exit 2"]},
+        "p99": {"kind": "prometheus", "url": f"http://127.0.0.1:{free_port()}", "query": "x"},
+    }
+    found = desk.found("sources")
+    assert severities(found) == ["warning", "warning", "note"]
+    assert "sources.lag gives no value" in found[0].what
+    assert "exit 2, saying 'no replica'" in found[0].what
+    assert "can't be reached (Connection refused)" in found[1].what
+    assert found[2].what == "read now: queue 17"
+
+
+def test_a_secret_that_everybody_can_read(desk: Desk):
+    secret = desk.directory / "dsn"
+    desk.document["sources"] = {"db": {"kind": "postgres", "dsn_file": str(secret)}}
+    assert desk.found("secret-readable") == []
+    secret.write_text("service=shop")
+    secret.chmod(0o640)
+    assert desk.found("secret-readable") == []
+    secret.chmod(0o644)
+    found = desk.found("secret-readable")
+    assert severities(found) == ["warning"]
+    assert found[0].mend == f"chmod o-r {secret}"

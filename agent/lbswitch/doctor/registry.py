@@ -14,6 +14,7 @@ from lbswitch.doctor import (
     servers,
     services,
     serving,
+    sources,
     state,
 )
 from lbswitch.doctor.check import Check
@@ -100,6 +101,10 @@ CHECKS: tuple[Check, ...] = (
     # -- TLS
     Check("certificate", "a certificate ended, or will within 14 days (a warning)", _ERROR, certificates.expiring),
     Check("key-readable", "everybody on this machine can read a TLS key", _WARNING, certificates.open_keys),
+    # -- metrics from elsewhere
+    Check("sources", "a source of metrics gives no value (a note: what the others give)", _WARNING, sources.unread),
+    Check("secret-readable", "everybody on this machine can read a secret of a source", _WARNING,
+          sources.open_secrets),
     # -- the agent and the machine
     Check("agent-unreachable", "no agent answers (a warning: this user may not ask it)", _ERROR, agent.unreachable),
     Check("socket-open", "everybody on this machine may switch, or control HAProxy", _WARNING, agent.open_socket),

@@ -173,7 +173,9 @@ def _shut_down(connection: psycopg.Connection[Any]) -> None:
 
 def _judged(error: Exception) -> float:
     """A server that refuses because it is full says how full it is. Raises: SourceDown."""
-    words = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    lines = [line.strip() for line in str(error).splitlines()]
+    words = "; ".join(line for line in lines if line and not line.endswith("?"))  # libpq asks back what we say below
+    words = words.removeprefix("connection is bad: ").removeprefix("connection failed: ")
     if any(full in words for full in _FULL):
         return 1.0
     shown = words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."
