@@ -151,7 +151,7 @@ def test_commands_without_an_agent(site: Site) -> None:
     checked = site.agent.lbswitch("check", "--json")
     assert (checked.code, checked.output["installed"]) == (0, None)
     rendered = site.agent.lbswitch("render", "--json")
-    assert [file["name"] for file in rendered.output["files"]] == ["http.conf", "shop.server.conf"]
+    assert [file["name"] for file in rendered.output["files"]] == ["http.conf", "shop.server.conf", "traffic.conf"]
     for verb in ("start", "stop"):
         said = site.agent.lbswitch("balancer", verb)
         assert said.code == 1
