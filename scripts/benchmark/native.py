@@ -19,6 +19,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+import urllib.request
 from pathlib import Path
 from typing import Any, Self, TypedDict, cast
 
@@ -156,6 +157,15 @@ class Origin:
             self.stop()
             raise RuntimeError(f"{self.name} could not listen on {self.address}")
         return self
+
+    def mood(self, **settings: float) -> None:
+        """From now on: `errors` of a thousand requests get a 500, all wait `delay_ms`, or `hang`. Raises: OSError.
+
+        What is not named is 0. The health check knows nothing of it.
+        """
+        query = "&".join(f"{name}={value:g}" for name, value in settings.items())
+        with urllib.request.urlopen(f"http://{self.address}/.mood?{query}", timeout=5) as answer:  # noqa: S310
+            answer.read()
 
     def stop(self) -> None:
         """End it at once, as a crash would."""

@@ -10,6 +10,9 @@
  *                                       connection)
  *   GET /ws                             a WebSocket (RFC 6455) that answers each text frame with "NAME:" before it
  *
+ *   GET /.mood?errors=20&delay_ms=5&hang=1   from now on so many of a thousand requests get a 500, all take so long, or no
+ *                                       answer ever comes; what is not named is 0. /health stays as it is: it lies
+ *
  * Requests have no body. Connections are kept unless the request says `Connection: close` or is HTTP/1.0. */
 
 #define _GNU_SOURCE
@@ -33,6 +36,7 @@ enum { IN_MAX = 8192, OUT_MAX = 65536, PAYLOAD_MAX = 4096, EVENTS = 256 };
 struct conn {
   int fd;
   int is_ws, is_chunked, ends;        /* ends: close once everything is written */
+  const char *late;                   /* an answer that waits among the streams */
   int is_blocked;                     /* the kernel takes no more for now */
   size_t in_len, out_len;
   char *out;                          /* what the kernel did not take, OUT_MAX long, or NULL */
@@ -44,7 +48,9 @@ struct conn {
 };
 
 static const char *name;
-static char plain_keep[512], plain_close[512], health_keep[512], health_close[512];
+static char plain_keep[512], plain_close[512], health_keep[512], health_close[512], bad_keep[512], bad_close[512];
+static int mood_errors, mood_hangs;
+static int64_t mood_delay_ns;
 static int epoll;
 static struct conn *streams, *dead;
 
@@ -156,6 +162,15 @@ static void end_stream(struct conn *c) {
 
 static void advance(struct conn *c, int64_t now) {
   char line[96];
+  if (c->late && c->next_ns <= now) {
+    const char *text = c->late;
+    c->late = NULL;
+    leave_streams(c);
+    put(c, text, strlen(text));
+    if (c->ends) drop_when_written(c);
+    return;
+  }
+  if (c->late) return;
   while (c->fd >= 0 && c->chunks && c->next_ns <= now) {
     if (c->chunk == c->chunks) {
       end_stream(c);
@@ -327,6 +342,18 @@ static void field(const char *head, const char *key, char *value, size_t size) {
   }
 }
 
+/* Among the streams until it is due. */
+static void answer_late(struct conn *c, const char *text, int keeps) {
+  c->late = text;
+  c->ends = !keeps;
+  c->chunks = 1;
+  c->next_ns = now_ns() + (mood_hangs ? 3600000000000LL : mood_delay_ns);
+  c->prev = NULL;
+  c->next = streams;
+  if (streams) streams->prev = c;
+  streams = c;
+}
+
 static int is_path(const char *path, const char *wanted) {
   size_t length = strlen(wanted);
   return !strncmp(path, wanted, length) && strchr(" ?", path[length]);
@@ -355,7 +382,22 @@ static void answer(struct conn *c, char *head) {
     start_ws(c, value);
     return;
   }
-  const char *text = is_path(path, "/health") ? (keeps ? health_keep : health_close) : (keeps ? plain_keep : plain_close);
+  const char *text = keeps ? plain_keep : plain_close;
+  if (is_path(path, "/.mood")) {
+    path[length] = 0;
+    mood_errors = (int)parameter(path, "errors=", 0);
+    mood_delay_ns = (int64_t)(parameter(path, "delay_ms=", 0) * 1e6);
+    mood_hangs = parameter(path, "hang=", 0) > 0;
+    text = keeps ? health_keep : health_close;
+  } else if (is_path(path, "/health")) {
+    text = keeps ? health_keep : health_close;
+  } else {
+    if (mood_errors && rand() % 1000 < mood_errors) text = keeps ? bad_keep : bad_close;
+    if (mood_hangs || mood_delay_ns) {
+      answer_late(c, text, keeps);
+      return;
+    }
+  }
   put(c, text, strlen(text));
   if (!keeps) drop_when_written(c);
 }
@@ -473,6 +515,10 @@ int main(int argc, char **argv) {
   prepare(plain_close, sizeof plain_close, body, "close");
   prepare(health_keep, sizeof health_keep, "ok\n", "keep-alive");
   prepare(health_close, sizeof health_close, "ok\n", "close");
+  prepare(bad_keep, sizeof bad_keep, body, "keep-alive");
+  prepare(bad_close, sizeof bad_close, body, "close");
+  memcpy(bad_keep + 9, "500 NO", 6);
+  memcpy(bad_close + 9, "500 NO", 6);
   int listener = listen_on(address);
   puts("ready");
   fflush(stdout);

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lbswitch.bake.looking import Looking
-from lbswitch.bake.story import Story
+from lbswitch.bake.story import Colors, Story, cause
 from lbswitch.core.bake import (
     Action,
     Advance,
@@ -30,6 +30,8 @@ from lbswitch.core.bake import (
 )
 from lbswitch.core.bake_config import BakeConfig
 from lbswitch.core.config import Config
+from lbswitch.core.criteria import Verdict
+from lbswitch.core.evidence import LONGEST_S
 from lbswitch.core.model import Color, Kind, Operation, OperationState, PoolKey
 from lbswitch.errors import BalancerError, Busy, Conflict, LbswitchError
 from lbswitch.events import Event, Events
@@ -52,6 +54,18 @@ class Canary:
 
     steps: tuple[int, ...]
     every_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Closing:
+    """A rollback whose last bad answers may still come in, until `at`."""
+
+    at: float
+    operation: int
+    bake: Bake
+    story: Story
+    verdicts: tuple[Verdict, ...]
+    decision: dict[str, Any]
 
 
 class Bakes:
@@ -88,7 +102,7 @@ class Bakes:
         self._judged_at: dict[str, float] = {}
         self._retry_at: dict[str, float] = {}
         self._acting: dict[str, asyncio.Task[None]] = {}
-        self._closing: dict[str, tuple[float, int, Story, Sight, dict[str, Any]]] = {}
+        self._closing: dict[str, _Closing] = {}
         self._shielded: dict[str, Color | None] = {}
         events.listen(self._hear)
 
@@ -154,7 +168,28 @@ class Bakes:
                 bake = Bake.from_json(service, document)
                 self.bakes[service] = bake
                 if not bake.state.is_over:
-                    self._stories[service] = Story(bake.since)
+                    self._stories[service] = Story(bake.since, bake.color)
+                elif bake.state is BakeState.ROLLED_BACK:
+                    self._make_up(bake)
+
+    def _make_up(self, bake: Bake) -> None:
+        """An agent that died right after a rollback may have written neither quarantine nor record. Raises: StateError.
+
+        One that died between deciding and rolling back has to decide again.
+        """
+        last = next(iter(self._store.history(1, bake.service)), None)
+        if last is None or last.generation == bake.generation:
+            self.bakes[bake.service] = replace(bake, state=BakeState.BAKING, ended_at=None)
+            self._stories[bake.service] = Story(bake.since, bake.color)
+            return
+        is_ours = last.kind is Kind.ROLLBACK and last.actor == ACTOR and last.state is OperationState.DONE
+        if not is_ours or self._store.incident(last.id) is not None:
+            return
+        story = Story(bake.since, bake.color)
+        story.decided_at, story.committed_at = bake.ended_at, last.ended_at
+        decision = {"should_rollback": True, "reason": last.reason, "severity": None, "confidence": None, "cause": None}
+        self._store.quarantine(bake.service, bake.color, last.reason, last.ended_at or self._clock())
+        self._store.save_incident(last.id, story.record((), Colors(None, None, None), decision, complete=False))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -190,8 +225,8 @@ class Bakes:
         self.looking.note_checks(now)
         for service in [name for name, bake in self.bakes.items() if not bake.state.is_over]:
             self._decide(service, now)
-        for service in [name for name, (at, *_) in self._closing.items() if now >= at]:
-            self._close(service, now)
+        for service in [name for name, closing in self._closing.items() if now >= closing.at]:
+            await self._close(self._closing.pop(service))
         await self._shield()
 
     async def _read(self) -> None:
@@ -271,7 +306,7 @@ class Bakes:
         )
 
     def _begin(self, bake: Bake) -> None:
-        self._stories[bake.service] = Story(bake.since)
+        self._stories[bake.service] = Story(bake.since, bake.color)
         self.looking.begin(bake)
         self._keep(bake)
         self._events.emit(
@@ -373,19 +408,28 @@ class Bakes:
         )
         if done is None:
             return
-        story = self._stories.pop(bake.service, None) or Story(bake.since)
+        story = self._stories.setdefault(bake.service, Story(bake.since, bake.color))
         story.decided_at, story.committed_at = decided_at, done.ended_at
-        words = f"{bake.color} was rolled back: {action.reason}"
         await self._in_thread(self._store.quarantine, bake.service, bake.color, action.reason, decided_at)
-        self._stories[bake.service] = story
         decision = {
             "should_rollback": True,
             "reason": action.reason,
             "severity": str(action.severity),
             "confidence": round(action.confidence, 4),
+            "cause": cause(sight.burst, sight.verdicts),
         }
-        self._closing[bake.service] = (self._clock() + _AFTERWARDS_S, done.id, story, sight, decision)
-        self._events.emit("rolled-back", words, bake.service, "error", operation_id=done.id, decision=decision)
+        closing = _Closing(self._clock() + _AFTERWARDS_S, done.id, bake, story, sight.verdicts, decision)
+        await self._record(closing, complete=False)  # an agent that dies in the next seconds leaves this
+        self._closing[bake.service] = closing
+        self._events.emit(
+            "rolled-back",
+            f"{bake.color} was rolled back: {action.reason}",
+            bake.service,
+            "error",
+            operation_id=done.id,
+            decision=decision,
+            recovery_ms=story.recovery_ms,
+        )
 
     async def _advance(self, bake: Bake, weight: int) -> None:
         request = Request(
@@ -423,15 +467,26 @@ class Bakes:
         self._events.once(f"bake {bake.service}", "holding", f"{request.kind} of {bake.color}: {why}", bake.service)
         return None
 
-    def _close(self, service: str, now: float) -> None:
-        """The record of a rollback, when the last bad answers are in."""
-        _, number, story, sight, decision = self._closing.pop(service)
-        self._stories.pop(service, None)
-        bake = self.bakes[service]
-        before, after = self.looking.before(service), self.looking.lately(PoolKey(service, bake.color.other), now)
-        record = story.record(sight.verdicts, before, after, decision)
+    async def _close(self, closing: _Closing) -> None:
+        """The last bad answers are in."""
+        if self._stories.get(closing.bake.service) is closing.story:  # not one of a switch since then
+            del self._stories[closing.bake.service]
+        await self._record(closing, complete=True)
+
+    async def _record(self, closing: _Closing, *, complete: bool) -> None:
+        """Write what is known; a store that can't be written keeps nothing else up."""
+        record = closing.story.record(closing.verdicts, self._colors(closing), closing.decision, complete=complete)
         with contextlib.suppress(LbswitchError):
-            self._store.save_incident(number, record)
+            await self._in_thread(self._store.save_incident, closing.operation, record)
+
+    def _colors(self, closing: _Closing) -> Colors:
+        bake, now, looking = closing.bake, self._clock(), self.looking
+        bad, old = PoolKey(bake.service, bake.color), PoolKey(bake.service, bake.color.other)
+        return Colors(
+            looking.before(bake.service),
+            looking.lately(bad, now, LONGEST_S, bake.since),
+            looking.lately(old, now, since=closing.story.committed_at),
+        )
 
     # -- the shield ----------------------------------------------------------------------------------------------
 
@@ -455,5 +510,7 @@ class Bakes:
             return None
         if self._serving.balancer.why_not_shielded(service) is not None:
             return None
+        if service in self._acting or self._switcher.holder(service) is not None:
+            return self._shielded.get(service)  # what is about to lose its traffic still has it
         bake = self.bakes.get(service)
         return bake.color if bake is not None and not bake.state.is_over else intent.route.live.other
