@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lbswitch.core.alert_config import AlertsConfig, AlertTarget, Format
 from lbswitch.core.alerts import TEST, Alert, Level, alert_of, alert_of_operation, is_own, retry_delay_s
@@ -61,8 +62,16 @@ def send(target: AlertTarget, delivery: Delivery, host: str, timeout_s: float) -
         webhook.post(url, body_bytes, headers, timeout_s)
     except NotDelivered as error:
         if target.webhook is None:
-            raise NotDelivered(redact(str(error), url), is_about_message=error.is_about_message) from None
+            raise NotDelivered(
+                redact(str(error), *_secret_parts(url)), is_about_message=error.is_about_message
+            ) from None
         raise
+
+
+def _secret_parts(url: str) -> list[str]:
+    """All of a URL but its host, which a message needs."""
+    parts = urlsplit(url)
+    return [part for part in (parts.username, parts.password, parts.path, parts.query, parts.fragment) if part]
 
 
 Send = Callable[[AlertTarget, Delivery, str, float], None]
