@@ -87,7 +87,7 @@ class HAProxyBalancer(ABC):
 
     def shield(self, services: Mapping[str, Color | None]) -> None:
         """Change the map of the shield on disk and in every worker. Raises: CommitFailed."""
-        self._shield.set(services)
+        self._shield.move(services)
 
     def why_not_shielded(self, service: str) -> str | None:
         """Why nothing stands by for this service."""

@@ -58,7 +58,7 @@ class HAProxyShield:
         colors = {str(color): color for color in Color}
         return {line[0]: colors[line[1]] for line in lines if len(line) == 2 and line[1] in colors}
 
-    def set(self, services: Mapping[str, Color | None]) -> None:
+    def move(self, services: Mapping[str, Color | None]) -> None:
         """Put these colors under the shield, or nobody; other services stay as they are. Raises: CommitFailed."""
         if not shielding.shielded(self._config):
             return

@@ -88,7 +88,7 @@ class NginxBalancer(ABC):
 
     def shield(self, services: Mapping[str, Color | None]) -> None:
         """Make and remove files that every worker looks for on each request. Raises: CommitFailed."""
-        self._shield.set(services)
+        self._shield.move(services)
 
     def why_not_shielded(self, service: str) -> str | None:
         """Why nothing stands by for this service."""

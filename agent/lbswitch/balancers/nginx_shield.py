@@ -43,7 +43,7 @@ class NginxShield:
             service: color for service in self._config.services for color in Color if pool_name(service, color) in names
         }
 
-    def set(self, services: Mapping[str, Color | None]) -> None:
+    def move(self, services: Mapping[str, Color | None]) -> None:
         """Put these colors under the shield, or nobody; other services stay as they are. Raises: CommitFailed."""
         try:
             self._set(shielding.merged(self._config, self.shielded(), services))
