@@ -30,12 +30,13 @@ from lbswitch.health.monitor import HealthMonitor
 from lbswitch.health.trial import try_out
 from lbswitch.notify.delivery import Alerts
 from lbswitch.objects import Objects
-from lbswitch.ports import Balancer
+from lbswitch.ports import Balancer, Reader
 from lbswitch.restore import Restorer
 from lbswitch.serving import Serving
 from lbswitch.snapshots import CONFIG, Archive, Snapshots
 from lbswitch.store.sqlite import SqliteStore
 from lbswitch.switch import Switcher
+from lbswitch.traffic.sources.polling import Sources
 
 OnStep = Callable[[str], None]
 
@@ -180,8 +181,20 @@ def make_agent(
         *(config_path, serving, store, switcher, snapshots, _load_text, refuse_what_needs_a_restart, try_out),
         on_step=on_step,
     )
-    agent = Agent(config_path, store, serving, switcher, monitor, events, load, snapshots, restorer)
+    parts = (snapshots, restorer, make_reader(config), Sources(config))
+    agent = Agent(config_path, store, serving, switcher, monitor, events, load, *parts)
     return agent
+
+
+def make_reader(config: Config) -> Reader:
+    """What tells of real traffic at the configured balancer."""
+    if config.balancer.kind is BalancerKind.NGINX:
+        from lbswitch.traffic.nginx import NginxTraffic
+
+        return NginxTraffic(config)
+    from lbswitch.traffic.haproxy import HAProxyTraffic
+
+    return HAProxyTraffic(config, time.time)
 
 
 def _snapshot_directory(config: Config) -> Path:
