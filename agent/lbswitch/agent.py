@@ -47,7 +47,7 @@ class Agent:
         reader: Reader | None = None,
         sources: MetricSources | None = None,
     ) -> None:
-        """`load` reads the configuration file and makes the balancer for it. `snapshots` and `restorer` or none of them.
+        """`load` reads the configuration file and makes the balancer for it. `snapshots` and `restorer`: both or none.
 
         `reader` tells what real traffic experiences, `sources` are metrics from elsewhere.
         """

@@ -164,7 +164,7 @@ class Origin:
         What is not named is 0. The health check knows nothing of it.
         """
         query = "&".join(f"{name}={value:g}" for name, value in settings.items())
-        with urllib.request.urlopen(f"http://{self.address}/.mood?{query}", timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://{self.address}/.mood?{query}", timeout=5) as answer:
             answer.read()
 
     def stop(self) -> None:

@@ -60,7 +60,9 @@ class CriterionConfig(Section):
         None, description="Compare with the other color now (other), or the live one just before the switch (before)."
     )
     effect: float | None = Field(None, gt=0, lt=1, description="baseline: the least difference that counts.")
-    confidence: float = Field(0.99, gt=0.5, lt=1, description="baseline: how sure a breach must be.")
+    confidence: float = Field(
+        0.99, gt=0.5, lt=1, description="How sure a breach must be, before chance is no explanation."
+    )
     factor: float = Field(1.25, ge=1, description="baseline of response_time: how many times the old quantile.")
     source: Token | None = Field(None, description="The entry of `sources` that gives the metric.")
 

@@ -336,7 +336,7 @@ class TestProblems:
             ("criteria: {x: {metric: y, window: 1s, threshold: 1}}", "criteria.x.metric", "is no metric of its own"),
             ("criteria: {error_rate: {window: 2h, threshold: 1}}", "criteria.error_rate.window", "is longer than 1h"),
             ("criteria: {error_rate: {window: 1s}}", "criteria.error_rate", "needs a threshold or a baseline"),
-            ("criteria: {error_rate: {windw: 1s, window: 1s}}", "criteria.error_rate.windw", "unknown key 'windw': did"),
+            ("criteria: {error_rate: {windw: 1s, window: 1s}}", "criteria.error_rate.windw", "unknown key 'windw'"),
             (
                 "criteria: {error_rate: {window: 1s, baseline: other}}",
                 "criteria.error_rate.baseline",
