@@ -119,7 +119,11 @@ def test_the_documents_are_those_of_the_contract(through) -> None:
         assert shop["blue"]["servers"] == [shop["blue"]["servers"][0]]
         assert {"address", "healthy", "last_error"} <= shop["blue"]["servers"][0].keys()
         assert set(shop["evidence"]) == {"blue", "green"}
-        assert await client.get("/v1/services/shop") == (200, shop)
+        code, same = await client.get("/v1/services/shop")
+        for document in (same, shop):
+            for color in ("blue", "green"):
+                document["evidence"][color].pop("traffic")  # of the last seconds, which are others now
+        assert (code, same) == (200, shop)
         _, history = await client.get("/v1/history?service=shop")
         assert history["operations"] == [operation]
         assert await client.get(f"/v1/operations/{operation['id']}") == (200, operation)
