@@ -222,7 +222,7 @@ def test_freeze_and_release_say_how_the_service_is(ask: Run, agent: FakeAgent):
     frozen = "shop: frozen: migration (frozen by alice); green is live (generation 43)\n"
     assert ask("freeze", "--reason", "migration") == (0, frozen, "")
     assert agent.posted("/v1/services/shop/freeze") == [{"reason": "migration"}]
-    assert ask("release") == (0, "shop: not frozen; green is live (generation 43)\n", "")
+    assert ask("release") == (0, "shop: not frozen, nothing quarantined; green is live (generation 43)\n", "")
     assert json.loads(ask("release", "--json").out) == service()
 
 

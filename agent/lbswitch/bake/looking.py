@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from lbswitch.core.evidence import Evidence, Window
 from lbswitch.core.health import PoolHealth
 from lbswitch.core.model import Color, PoolKey
 from lbswitch.core.rollback import Policy, RollbackDecision, RollbackMonitor
+from lbswitch.errors import UnknownService
 from lbswitch.ports import HealthView, Reading
 
 BASELINE_S = 300.0
@@ -63,7 +65,11 @@ class Looking:
     def note_checks(self, now: float) -> None:
         """Remember the counters of the health checks."""
         pools = [PoolKey(name, color) for name in self._config().services for color in Color]
-        self._checks.note(now, {pool: self._counts(pool) for pool in pools})
+        counts = {}
+        for pool in pools:
+            with contextlib.suppress(UnknownService):  # just being added or removed
+                counts[pool] = self._counts(pool)
+        self._checks.note(now, counts)
 
     def keep(self) -> None:
         """Forget services that are not configured any more."""

@@ -139,7 +139,7 @@ class Bakes:
         """
         now, known = self._clock(), self.bakes.get(service)
         if known is not None and not known.state.is_over:
-            bake = replace(known, until=now + duration_s, on_breach=on_breach or known.on_breach)
+            bake = replace(known, until=now + duration_s, duration_s=duration_s, on_breach=on_breach or known.on_breach)
         else:
             intent = self._serving.intent.services[service]
             settings = self._settings(service)
@@ -151,6 +151,7 @@ class Bakes:
                 generation=intent.generation,
                 since=now,
                 until=now + duration_s,
+                duration_s=duration_s,
                 on_breach=on_breach or OnBreach.ALERT,
                 on_insufficient=settings.on_insufficient,
             )
@@ -270,10 +271,18 @@ class Bakes:
         is_step = known is not None and known.color is color and operation["actor"] == ACTOR
         if known is not None and is_step and not known.state.is_over:
             self._stepped(known, operation)
+        elif known is not None and self._is_given_up(known, color):
+            self._keep(replace(known, state=BakeState.SUPERSEDED, ended_at=self._clock()))
         elif kind in (Kind.SWITCH, Kind.WEIGHT) and (color is not intent.route.live or not intent.route.is_split):
             self._begin(self._first(operation, color, planned))
         elif known is not None and not known.state.is_over and operation["actor"] != ACTOR:
             self._keep(replace(known, state=BakeState.SUPERSEDED, ended_at=self._clock()))
+
+    def _is_given_up(self, bake: Bake, color: Color) -> bool:
+        """Whether a canary that never was the live color has lost its share: its traffic goes to a known one."""
+        sight = self.sights.get(bake.service)
+        was_live = sight.route.live if sight is not None and sight.generation == bake.generation else None
+        return not bake.state.is_over and bake.color is color.other and was_live is color
 
     def _first(self, operation: Mapping[str, Any], color: Color, canary: Canary | None) -> Bake:
         settings, now = self._settings(operation["service"]), float(operation["ended_at"] or self._clock())
@@ -284,6 +293,7 @@ class Bakes:
             generation=operation["generation"],
             since=now,
             until=now + settings.duration,
+            duration_s=settings.duration,
             on_breach=settings.on_breach,
             on_insufficient=settings.on_insufficient,
             steps=() if canary is None else canary.steps,
@@ -294,14 +304,13 @@ class Bakes:
     def _stepped(self, bake: Bake, operation: Mapping[str, Any]) -> None:
         """The canary went on: the last step bakes like any switch."""
         now = float(operation["ended_at"] or self._clock())
-        duration_s = self._settings(bake.service).duration
         self._keep(
             replace(
                 bake,
                 operation=operation["id"],
                 generation=operation["generation"],
                 stepped_at=now,
-                until=now + duration_s,
+                until=now + bake.duration_s,
             )
         )
 

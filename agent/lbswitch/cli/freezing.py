@@ -31,10 +31,13 @@ def freeze(settings: Settings, reason: str | None) -> None:
     _tell(settings, service, f"{name}: frozen: {service.get('frozen')}; {_serves(service)}")
 
 
-@click.command(cls=Command, for_service=True, short_help="End a freeze.")
+@click.command(cls=Command, for_service=True, short_help="End a freeze and a quarantine.")
 @pass_settings
 def release(settings: Settings) -> None:
-    r"""End a freeze, so that switches are possible again; one that was not frozen stays as it is.
+    r"""End a freeze and a quarantine, so that switches are possible again; where there was neither, nothing changes.
+
+    A color that the agent rolled back is quarantined: it gets no traffic until this command says that another release
+    runs there, or that it may try again. A switch with --force passes the quarantine and leaves it.
 
     It never moves traffic by itself. From then on the agent may switch automatically again if the live color is
     unhealthy and failover is enabled.
@@ -46,7 +49,7 @@ def release(settings: Settings) -> None:
     client = settings.client()
     name = settings.chosen_service(client)
     service = client.release(name)
-    _tell(settings, service, f"{name}: not frozen; {_serves(service)}")
+    _tell(settings, service, f"{name}: not frozen, nothing quarantined; {_serves(service)}")
 
 
 def _tell(settings: Settings, service: dict[str, Any], text: str) -> None:

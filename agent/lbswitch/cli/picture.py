@@ -20,19 +20,23 @@ class Plots:
 
     def __init__(self) -> None:
         """Empty."""
-        self._values: dict[str, deque[float]] = {}
+        self._values: dict[str, deque[float | None]] = {}
 
     def add(self, verdicts: list[dict[str, Any]]) -> None:
         """One more look."""
         for verdict in verdicts:
             values = self._values.setdefault(verdict["criterion"], deque(maxlen=_KEPT))
-            values.append(float(verdict["value"] or 0.0))
+            values.append(verdict["value"])
 
     def line(self, name: str, threshold: float | None) -> str:
-        """From 0 up to the threshold, or to the largest value if that is more."""
+        """From 0 up to the threshold, or to the largest value if that is more; a gap where there was none."""
         values = self._values.get(name, ())
-        top = max([*values, threshold or 0.0]) or 1.0
-        return "".join(_BARS[min(len(_BARS) - 1, int(value / top * (len(_BARS) - 1) + 0.5))] for value in values)
+        top = max([threshold or 0.0, *(value for value in values if value is not None)]) or 1.0
+        return "".join(" " if value is None else _bar(value / top) for value in values)
+
+
+def _bar(share: float) -> str:
+    return _BARS[max(0, min(len(_BARS) - 1, int(share * (len(_BARS) - 1) + 0.5)))]
 
 
 def picture(name: str, service: dict[str, Any], plots: Plots, now: float, *, color: bool) -> list[str]:
@@ -45,29 +49,59 @@ def picture(name: str, service: dict[str, Any], plots: Plots, now: float, *, col
         lines += ["", *table(_HEADER, [_verdict(verdict, plots) for verdict in verdicts], color=color)]
     lines += ["", *(paint(each, "red", color=color) for each in bake["breaches"])]
     if bake.get("holding"):
-        lines.append(paint(f"holding: {bake['holding']}", "red", color=color))
-    return lines
+        lines.append(paint(f"no rollback: {bake['holding']}", "red", color=color))
+    problems = dict.fromkeys(_traffic(service, each).get("problem") for each in _COLORS)
+    return lines + [paint(f"real traffic is not known: {each}", "yellow", color=color) for each in problems if each]
 
 
 def _head(name: str, service: dict[str, Any], bake: dict[str, Any]) -> str:
     weights = service.get("weights") or {}
     shares = ", ".join(f"{color} {weights.get(color, 0)}%" for color in _COLORS)
-    steps = f"; next steps {', '.join(f'{step}%' for step in bake['steps'])}" if bake["steps"] else ""
     shield = f"; shield on {service['shield']}" if service.get("shield") == bake["color"] else ""
-    return f"{name}: {bake['color']} is watched ({bake['state']}); {shares}{steps}{shield}"
+    state = {"baking": "is watched", "passed": "passed", "rolled-back": "was rolled back"}.get(
+        bake["state"], bake["state"]
+    )
+    return f"{name}: {bake['color']} {state}; {shares}{shield}"
 
 
 def _progress(bake: dict[str, Any], now: float, *, color: bool) -> str:
-    whole = max(0.001, bake["until"] - bake["since"])
-    done = min(1.0, max(0.0, (now - bake["since"]) / whole))
+    """The whole watch, or a canary's step, and what comes then."""
+    begin, end = _span(bake)
+    at = min(now, bake["ended_at"] or now)
+    done = min(1.0, max(0.0, (at - begin) / max(0.001, end - begin)))
     filled = round(done * _WIDTH)
-    left = max(0, round(bake["until"] - now))
     bar = paint("█" * filled, "green", color=color) + "░" * (_WIDTH - filled)
-    return f"{bar} {done * 100:3.0f}%  {left // 60}:{left % 60:02d} left"
+    return f"{bar} {done * 100:3.0f}%  {remaining(bake, now)}"
+
+
+def _span(bake: dict[str, Any]) -> tuple[float, float]:
+    if bake["steps"]:
+        return bake["stepped_at"], bake["stepped_at"] + bake["every_s"]
+    return bake["since"], bake["until"]
+
+
+def remaining(bake: dict[str, Any], now: float) -> str:
+    """Until the watch ends, or until a canary's next step."""
+    if bake["ended_at"]:
+        return f"after {_clock(bake['ended_at'] - bake['since'])}"
+    left = _span(bake)[1] - now
+    if not bake["steps"]:
+        return f"{_clock(left)} left"
+    step = ", then ".join(f"{step}%" for step in bake["steps"])
+    return f"{step} in {_clock(left)}" if left > 0 else f"{step} as soon as every criterion passes"
+
+
+def _clock(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def _traffic(service: dict[str, Any], color: str) -> dict[str, Any]:
+    return (service["evidence"].get(color) or {}).get("traffic") or {}
 
 
 def _colors(service: dict[str, Any]) -> list[list[Cell]]:
-    found = {color: (service["evidence"].get(color) or {}).get("traffic") or {} for color in _COLORS}
+    found = {color: _traffic(service, color) for color in _COLORS}
     rows = [
         ("requests/s", "requests_per_s", "{:,.1f}"),
         ("errors/s", "errors_per_s", "{:,.1f}"),

@@ -30,6 +30,7 @@ _HEADER = ("SERVICE", "LIVE", "GENERATION", "VERIFIED", "BLUE", "GREEN", "FROZEN
 _DETAIL_HEADER = ("SERVICE", "FACT", "INTENDED", "ON DISK", "RUNNING")
 _LONG_S = 60.0
 _DIFF_STYLES = {"-": "red", "+": "green", "@": "dim"}
+_BAKES = {"baking": "is watched", "passed": "passed its watch", "rolled-back": "was rolled back"}
 _STATE_STYLES = {"healthy": "green", "unhealthy": "red", "unknown": "yellow"}
 
 
@@ -121,10 +122,30 @@ def status_lines(document: dict[str, Any], *, color: bool) -> list[str]:
     """The table, then a line for everything that is not as it should be."""
     services = document["services"]
     lines = table(_HEADER, [_row(name, service) for name, service in services.items()], color=color)
+    lines += [_watch(name, service["bake"]) for name, service in services.items() if _is_watched(service)]
     troubles = [line for name, service in services.items() for line in _service_troubles(name, service)]
     troubles += _agent_troubles(document.get("agent") or {})
     told = [line for trouble in troubles for line in paragraph(trouble, _INDENT).split("\n")]
     return lines + [paint(line, "yellow", color=color) for line in told]
+
+
+def _is_watched(service: dict[str, Any]) -> bool:
+    return bool(service.get("bake") and service["bake"]["state"] == "baking")
+
+
+def _watch(name: str, bake: dict[str, Any]) -> str:
+    """The watch in a line: how long it goes on, and each criterion's value beside its threshold."""
+    from lbswitch.cli.picture import remaining
+
+    verdicts = [_value(verdict) for verdict in bake.get("verdicts") or []]
+    watch = f"{bake['color']} is watched, {remaining(bake, time.time())}"
+    return f"{name}: {'; '.join([watch, *verdicts])}"
+
+
+def _value(verdict: dict[str, Any]) -> str:
+    value = "-" if verdict["value"] is None else f"{verdict['value']:.3g}"
+    limit = "" if verdict["threshold"] is None else f" ({verdict['operator']} {verdict['threshold']:g} is bad)"
+    return f"{verdict['criterion']} {verdict['outcome']} at {value}{limit}"
 
 
 def _row(name: str, service: dict[str, Any]) -> list[Cell]:
@@ -156,6 +177,10 @@ def _service_troubles(name: str, service: dict[str, Any]) -> Iterator[str]:
         yield _prefixed(name, service["problem"])
     if service["frozen"]:
         yield f"{name}: frozen: {service['frozen']}; lbswitch release -s {name} ends that"
+    for color, why in (service.get("quarantined") or {}).items():
+        yield f"{name}: {color} is quarantined: {printable(why)}; lbswitch release -s {name} ends that"
+    if _is_watched(service):
+        yield from _watch_troubles(name, service)
     if (drain := service.get("drain")) and drain.get("open"):
         yield f"{name}: {drain['open']} open to {drain['color']} still; lbswitch drain -s {name} shows them"
     for difference in service.get("drift") or ():
@@ -167,6 +192,18 @@ def _service_troubles(name: str, service: dict[str, Any]) -> Iterator[str]:
         for server in service[color]["servers"]:
             if not server["healthy"]:
                 yield f"{name}: {color} {server['address']} is {_server_trouble(server)}"
+
+
+def _watch_troubles(name: str, service: dict[str, Any]) -> Iterator[str]:
+    from lbswitch.cli.monitoring import problems
+
+    bake = service["bake"]
+    if bake["holding"]:
+        yield f"{name}: {bake['color']} breached and keeps the traffic, {bake['holding']}"
+    for breach in bake["breaches"]:
+        yield f"{name}: breach: {breach}"
+    for problem in problems(service):
+        yield f"{name}: real traffic is not known: {problem}"
 
 
 def _server_trouble(server: dict[str, Any]) -> str:
@@ -317,7 +354,9 @@ def _summary(name: str, service: dict[str, Any]) -> str:
     pools = ", ".join(f"{color} {_pool(service[color]).text}" for color in _COLORS)
     frozen = f", frozen: {service['frozen']}" if service["frozen"] else ""
     problem = f", {service['problem'].removeprefix(f'{name}: ')}" if service.get("problem") else ""
-    return f"{live}, {pools}{frozen}{problem}"
+    bake = service.get("bake")
+    watch = f", {bake['color']} {_BAKES.get(bake['state'], bake['state'])}" if bake else ""
+    return f"{live}, {pools}{watch}{frozen}{problem}"
 
 
 def _now() -> str:

@@ -60,7 +60,8 @@ class Bake:
     """One watch. Times are seconds since the epoch.
 
     `color` gained the traffic in `operation`, since `since`; the watch ends at `until`. `steps` are percentages that
-    the canary still has to take, each after `every_s`; `stepped_at` is when it took the last one. `breaches` are the
+    the canary still has to take, each after `every_s`; `stepped_at` is when it took the last one, after which
+    it is watched for `duration_s`. `breaches` are the
     sentences of breaches so far, `holding` why nothing is done about one, `told` what was alerted.
     """
 
@@ -75,6 +76,7 @@ class Bake:
     steps: tuple[int, ...] = ()
     every_s: float = 60.0
     stepped_at: float = 0.0
+    duration_s: float = 300.0
     state: BakeState = BakeState.BAKING
     has_evidence: bool = False
     breaches: tuple[str, ...] = ()
@@ -95,6 +97,7 @@ class Bake:
             "steps": list(self.steps),
             "every_s": self.every_s,
             "stepped_at": self.stepped_at,
+            "duration_s": self.duration_s,
             "state": str(self.state),
             "has_evidence": self.has_evidence,
             "breaches": list(self.breaches),
@@ -234,7 +237,7 @@ def _decision(sight: Sight) -> RollbackDecision:
     return RollbackDecision(True, sight.burst, Severity.CRITICAL, _BURST_CONFIDENCE)
 
 
-def _answer(course: _Course, sight: Sight, decision: RollbackDecision, answer: OnBreach | OnInsufficient) -> None:
+def _answer(course: _Course, sight: Sight, decision: RollbackDecision, answer: OnBreach) -> None:
     bake = course.bake
     if answer == OnBreach.ALERT:
         course.tell("breach", f"{decision.reason}; no rollback was asked for")
@@ -242,6 +245,8 @@ def _answer(course: _Course, sight: Sight, decision: RollbackDecision, answer: O
         course.actions.append(Freeze(decision.reason))
         course.end(BakeState.BREACHED, f"frozen on {bake.color}: {decision.reason}", "error")
     elif (obstacle := _obstacle(bake, sight)) is not None:
+        if obstacle == sight.limit:
+            course.actions.append(Freeze(f"{obstacle}: {decision.reason}"))
         if _kind(bake.holding) != _kind(obstacle):
             course.bake = replace(bake, holding=obstacle)
             course.tell("holding", f"{bake.color} keeps the traffic, {obstacle}: {decision.reason}")
@@ -301,12 +306,18 @@ def _end(course: _Course, sight: Sight) -> None:
 
 def _lacking(course: _Course, sight: Sight, message: str) -> None:
     """What `on_insufficient` says."""
-    if course.bake.on_insufficient is OnInsufficient.ALERT:
-        course.end(BakeState.INSUFFICIENT, message, "warning")
-        return
-    _answer(course, sight, RollbackDecision(True, message, Severity.LOW, 0.0), course.bake.on_insufficient)
-    if not course.bake.state.is_over:
-        course.end(BakeState.INSUFFICIENT, message, "error")
+    match course.bake.on_insufficient:
+        case OnInsufficient.ALERT:
+            course.end(BakeState.INSUFFICIENT, message, "warning")
+        case OnInsufficient.FREEZE:
+            course.actions.append(Freeze(message))
+            course.end(BakeState.INSUFFICIENT, f"frozen on {course.bake.color}: {message}", "error")
+        case OnInsufficient.ROLLBACK:
+            _answer(course, sight, RollbackDecision(True, message, Severity.LOW, 0.0), OnBreach.ROLLBACK)
+            if course.bake.state.is_over:
+                course.bake = replace(course.bake, breaches=(message,))
+            else:
+                course.end(BakeState.INSUFFICIENT, message, "error")
 
 
 def _kind(reason: str | None) -> str | None:
