@@ -504,6 +504,10 @@ class MetricSources(Protocol):
     def readings(self) -> Mapping[str, MetricReading]:
         """The newest of each source, by its name."""
 
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Why the last read of a source failed, by its name."""
+
     async def run(self) -> None:
         """Read until cancelled."""
 

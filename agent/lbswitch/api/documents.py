@@ -102,12 +102,24 @@ def about(agent: Agent) -> dict[str, Any]:
             **_old_workers(agent),
         },
         "drift": [each.to_json() for each in agent.drift.by_service.get(None, ())],
-        "notes": [*notes(agent.config), *balancer.warnings(), *agent.edits.notes, *_alert_notes(agent)],
+        "notes": [
+            *notes(agent.config),
+            *balancer.warnings(),
+            *agent.edits.notes,
+            *_sources(agent),
+            *_alert_notes(agent),
+        ],
     }
 
 
 def _alert_notes(agent: Agent) -> list[str]:
     return [] if agent.alerts is None else agent.alerts.notes()
+
+
+def _sources(agent: Agent) -> list[str]:
+    """Metrics that can't be read now, as sentences."""
+    problems = {} if agent.sources is None else agent.sources.problems
+    return [f"source {name} gives no value: {why}" for name, why in sorted(problems.items())]
 
 
 def _old_workers(agent: Agent) -> dict[str, Any]:

@@ -52,12 +52,15 @@ class Looking:
         self._readings = readings
         self._checks = CheckCounts()
         self._watched: dict[str, _Watched] = {}
+        self._reading_since: float | None = None
 
     # -- taking in -----------------------------------------------------------------------------------------------
 
     def take(self, reading: Reading) -> None:
         """What a reader has handed over."""
         self.lost += reading.lost
+        if self._reading_since is None:
+            self._reading_since = reading.at
         self.evidence.watched(reading.at)
         for pool, batch in reading.batches.items():
             self.evidence.add(pool, reading.at, batch)
@@ -118,7 +121,9 @@ class Looking:
             ended, lost = self._checks.within(pool, total, failed, since)
             return Checks(lost, ended)
 
-        return Facts.of(self.evidence, pool, now, bake.since, before=before, readings=self._readings(), checks=checks)
+        # What an agent before this one has seen is lost: nobody can ask for more than there was time to see since.
+        since = bake.since if self._reading_since is None else max(bake.since, self._reading_since)
+        return Facts.of(self.evidence, pool, now, since, before=before, readings=self._readings(), checks=checks)
 
     def _counts(self, pool: PoolKey) -> tuple[int, int]:
         servers = self._pools(pool.service, pool.color).servers
