@@ -156,7 +156,7 @@ def test_what_the_owner_has_to_write(tmp_path: Path):
     path = output / "traffic.sock"
     problem = place(guest, path).problem or ""
     lines = [text.strip() for text in problem.splitlines() if text.startswith("    ")]
-    assert [text.split()[0] for text in lines] == ["log", "log-format-sd"]
+    assert [text.split()[0] for text in lines] == ["log", "log-format-sd", "option"]
     owner.write_text("\n".join(["frontend shop", *lines, ""]))
     assert place(guest, path) == place(guest, path)._replace(path=path, problem=None)
     owner.write_text("\n".join(["global", f"    chroot {tmp_path}/jail", "frontend shop", *lines, ""]))

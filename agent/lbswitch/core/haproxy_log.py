@@ -29,9 +29,14 @@ def log_target(socket: object, style: str = "raw") -> str:
     return f"{socket} len {_LENGTH} format {style} local0 info"
 
 
-def owner_lines(socket: object, *, is_http: bool) -> Sequence[str]:
+def owner_lines(socket: object, *, is_http: bool, has_format: bool = True) -> Sequence[str]:
     """What a frontend of somebody else's needs, beside any log of its owner's and whatever format that has.
 
-    The fields travel as the structured data of an RFC 5424 line, whose message is the owner's own.
+    The fields travel as the structured data of an RFC 5424 line, whose message is the owner's own. There has to be a
+    format for that message: without one HAProxy tells of connections when they begin.
     """
-    return (f"log {log_target(socket, 'rfc5424')}", f'log-format-sd "{log_format(is_http=is_http)}"')
+    return (
+        f"log {log_target(socket, 'rfc5424')}",
+        f'log-format-sd "{log_format(is_http=is_http)}"',
+        *(() if has_format else (f"option {'http' if is_http else 'tcp'}log",)),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from lbswitch.core import haproxy_log
 from lbswitch.core.config import Config, Control, Mode
 
 _SETTING = re.compile(r"^\s*(user|chroot)\s+(\S+)", re.MULTILINE)
+_FORMAT = re.compile(r"^\s*(option\s+(httplog|httpslog|tcplog)|log-format\s)", re.MULTILINE)
 _ANY_UID = 0o666
 _OWNER_ALONE = 0o600
 
@@ -53,7 +54,7 @@ def _guest(config: Config, path: Path) -> Place:
     found = {name: value for text in texts for name, value in _SETTING.findall(text)}
     user = _user([found.get("user", "")])
     inside = Path(found["chroot"] + str(path)) if found.get("chroot", "/") != "/" else path
-    problem = None if not any(texts) or any(str(path) in text for text in texts) else _lines(config, path)
+    problem = _missing(config, path, texts) if any(texts) else None
     if problem is None and not inside.parent.is_dir():
         problem = (
             f"HAProxy is locked into {found['chroot']} (chroot), where its lines have no place: "
@@ -64,10 +65,13 @@ def _guest(config: Config, path: Path) -> Place:
     return Place(inside, (user.pw_uid, user.pw_gid), _OWNER_ALONE, problem or _closed(inside, user))
 
 
-def _lines(config: Config, path: Path) -> str:
+def _missing(config: Config, path: Path, texts: Sequence[str]) -> str | None:
     """What the owner has to write."""
+    has_format = any(_FORMAT.search(text) for text in texts)
+    if has_format and any(str(path) in text for text in texts):
+        return None
     modes = {service.mode for service in config.services.values()}
-    blocks = (haproxy_log.owner_lines(path, is_http=mode is Mode.HTTP) for mode in sorted(modes))
+    blocks = (haproxy_log.owner_lines(path, is_http=mode is Mode.HTTP, has_format=has_format) for mode in sorted(modes))
     text = "\n".join(f"    {line}" for lines in blocks for line in lines)
     return (
         f"HAProxy's owner does not let it tell of requests; write into each frontend of a service, and reload:\n{text}"

@@ -2,12 +2,14 @@
 
 import contextlib
 import http.client
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from lbswitch.core.evidence import Failure
 from lbswitch.core.model import Color, PoolKey, Route
 from lbswitch.traffic.haproxy import HAProxyTraffic
 from tests.balancers.haproxy.managed import Managed
+from tests.support.agent import short_directory
 from tests.support.app import App
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
@@ -138,3 +141,47 @@ def test_an_agent_that_comes_and_goes(shop: Managed, reads: Callable[[Managed], 
     shop.get()
     second.wait_for(2)
     assert second.reader.problem is None
+
+
+@pytest.mark.parametrize("is_locked_in", [False, True])
+def test_a_haproxy_of_somebody_else(binary: str, blue: App, is_locked_in: bool) -> None:
+    """The lines that `problem` names are enough, also for one that locks itself into a directory."""
+    if is_locked_in and os.geteuid() != 0:
+        pytest.skip("only root can chroot")
+    with short_directory() as directory:
+        output, jail, port = directory / "out", directory / "jail", free_port()
+        owner = directory / "haproxy.cfg"
+        for each in (output, jail / str(output)[1:]):
+            each.mkdir(parents=True)
+        directory.chmod(0o755)
+        lock = f"global\n  chroot {jail}\n" if is_locked_in else ""
+        sections = f"{lock}defaults\n  mode http\n  timeout client 9s\n  timeout server 9s\n  timeout connect 9s\n"
+        owner.write_text(sections)
+        reader = HAProxyTraffic(_guest(directory, blue, port), time.time)
+        reader.start()
+        lines = [line for line in (reader.problem or "").splitlines() if line.startswith("    ")]
+        backend = f"  default_backend lbswitch_shop_blue\nbackend lbswitch_shop_blue\n  server s1 {blue.address}\n"
+        owner.write_text("\n".join([sections, "frontend web", f"  bind 127.0.0.1:{port}", *lines, backend]))
+        assert reader.problem is None
+        with subprocess.Popen([binary, "-db", "-f", str(owner)], stderr=subprocess.DEVNULL) as haproxy:
+            try:
+                wait_until(lambda: _status(port) == 200, "HAProxy answers")
+                wait_until(lambda: reader.read().batches[BLUE].requests == 1, "it tells of that")
+            finally:
+                haproxy.kill()
+                reader.close()
+
+
+def _guest(directory: Path, blue: App, port: int) -> Config:
+    service = {"bind": f"127.0.0.1:{port}", "blue": {"servers": [blue.address]}, "green": {"servers": ["127.0.0.1:1"]}}
+    paths = {"config": str(directory / "haproxy.cfg"), "output_dir": str(directory / "out")}
+    balancer = {"kind": "haproxy", "managed": False, **paths, "master_socket": str(directory / "m")}
+    agent = {"state_dir": str(directory)}
+    return Config.model_validate({"agent": agent, "balancer": balancer, "services": {"shop": service}})
+
+
+def _status(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", "/")
+        return connection.getresponse().status
