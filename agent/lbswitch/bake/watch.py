@@ -30,8 +30,8 @@ from lbswitch.core.bake import (
 )
 from lbswitch.core.bake_config import BakeConfig
 from lbswitch.core.config import Config
-from lbswitch.core.criteria import Verdict
-from lbswitch.core.evidence import LONGEST_S
+from lbswitch.core.criteria import Severity, Verdict
+from lbswitch.core.evidence import LONGEST_S, Window
 from lbswitch.core.model import Color, Kind, Operation, OperationState, PoolKey
 from lbswitch.errors import BalancerError, Busy, Conflict, LbswitchError
 from lbswitch.events import Event, Events
@@ -66,6 +66,7 @@ class _Closing:
     story: Story
     verdicts: tuple[Verdict, ...]
     decision: dict[str, Any]
+    during: Window
 
 
 class Bakes:
@@ -178,13 +179,15 @@ class Bakes:
 
         One that died between deciding and rolling back has to decide again.
         """
-        last = next(iter(self._store.history(1, bake.service)), None)
-        if last is None or last.generation == bake.generation:
+        intent = self._serving.intent.services.get(bake.service)
+        if intent is not None and intent.generation == bake.generation:
             self.bakes[bake.service] = replace(bake, state=BakeState.BAKING, ended_at=None)
             self._stories[bake.service] = Story(bake.since, bake.color)
             return
-        is_ours = last.kind is Kind.ROLLBACK and last.actor == ACTOR and last.state is OperationState.DONE
-        if not is_ours or self._store.incident(last.id) is not None:
+        last = next(iter(self._store.history(1, bake.service)), None)
+        if last is None or (last.kind, last.actor, last.state) != (Kind.ROLLBACK, ACTOR, OperationState.DONE):
+            return
+        if self._store.incident(last.id) is not None:
             return
         story = Story(bake.since, bake.color)
         story.decided_at, story.committed_at = bake.ended_at, last.ended_at
@@ -271,12 +274,27 @@ class Bakes:
         is_step = known is not None and known.color is color and operation["actor"] == ACTOR
         if known is not None and is_step and not known.state.is_over:
             self._stepped(known, operation)
+        elif known is not None and not known.state.is_over and kind is Kind.FAILOVER and color is known.color.other:
+            self._failed_over(known, operation)
         elif known is not None and self._is_given_up(known, color):
             self._keep(replace(known, state=BakeState.SUPERSEDED, ended_at=self._clock()))
         elif kind in (Kind.SWITCH, Kind.WEIGHT) and (color is not intent.route.live or not intent.route.is_split):
             self._begin(self._first(operation, color, planned))
         elif known is not None and not known.state.is_over and operation["actor"] != ACTOR:
             self._keep(replace(known, state=BakeState.SUPERSEDED, ended_at=self._clock()))
+
+    def _failed_over(self, bake: Bake, operation: Mapping[str, Any]) -> None:
+        """The health checks were quicker than the evidence: a rollback all the same."""
+        reason = str(operation["reason"])
+        after = replace(
+            bake, state=BakeState.ROLLED_BACK, breaches=(*bake.breaches, reason), holding=None, ended_at=self._clock()
+        )
+        self._keep(after)
+        action = RollBack(reason, Severity.CRITICAL, 1.0)
+        sight = self.sights.get(bake.service)
+        verdicts = sight.verdicts if sight is not None and sight.generation == bake.generation else ()
+        at = (float(operation["started_at"]), operation["ended_at"])
+        self._start(bake.service, self._conclude(bake, operation["id"], action, "health", verdicts, at))
 
     def _is_given_up(self, bake: Bake, color: Color) -> bool:
         """Whether a canary that never was the live color has lost its share: its traffic goes to a known one."""
@@ -415,19 +433,33 @@ class Bakes:
         done = await self._operate(
             bake, Request(Kind.ROLLBACK, (bake.service,), reason=action.reason, actor=ACTOR, generation=bake.generation)
         )
-        if done is None:
-            return
+        if done is not None:
+            why = cause(sight.burst, sight.verdicts)
+            await self._conclude(bake, done.id, action, why, sight.verdicts, (decided_at, done.ended_at))
+
+    async def _conclude(
+        self,
+        bake: Bake,
+        number: int,
+        action: RollBack,
+        why: str,
+        verdicts: tuple[Verdict, ...],
+        at: tuple[float, float | None],
+    ) -> None:
+        """Quarantine what was rolled back, and write the record; `at` is when it was decided and when it was done."""
         story = self._stories.setdefault(bake.service, Story(bake.since, bake.color))
-        story.decided_at, story.committed_at = decided_at, done.ended_at
+        decided_at, (story.decided_at, story.committed_at) = at[0], at
         await self._in_thread(self._store.quarantine, bake.service, bake.color, action.reason, decided_at)
         decision = {
             "should_rollback": True,
             "reason": action.reason,
             "severity": str(action.severity),
             "confidence": round(action.confidence, 4),
-            "cause": cause(sight.burst, sight.verdicts),
+            "cause": why,
         }
-        closing = _Closing(self._clock() + _AFTERWARDS_S, done.id, bake, story, sight.verdicts, decision)
+        now, pool = self._clock(), PoolKey(bake.service, bake.color)
+        during = self.looking.lately(pool, now, LONGEST_S, bake.since)
+        closing = _Closing(now + _AFTERWARDS_S, number, bake, story, verdicts, decision, during)
         await self._record(closing, complete=False)  # an agent that dies in the next seconds leaves this
         self._closing[bake.service] = closing
         self._events.emit(
@@ -435,7 +467,7 @@ class Bakes:
             f"{bake.color} was rolled back: {action.reason}",
             bake.service,
             "error",
-            operation_id=done.id,
+            operation_id=number,
             decision=decision,
             recovery_ms=story.recovery_ms,
         )
@@ -484,18 +516,12 @@ class Bakes:
 
     async def _record(self, closing: _Closing, *, complete: bool) -> None:
         """Write what is known; a store that can't be written keeps nothing else up."""
-        record = closing.story.record(closing.verdicts, self._colors(closing), closing.decision, complete=complete)
+        old = PoolKey(closing.bake.service, closing.bake.color.other)
+        after = self.looking.lately(old, self._clock(), since=closing.story.committed_at) if complete else None
+        colors = Colors(self.looking.before(closing.bake.service), closing.during, after)
+        record = closing.story.record(closing.verdicts, colors, closing.decision, complete=complete)
         with contextlib.suppress(LbswitchError):
             await self._in_thread(self._store.save_incident, closing.operation, record)
-
-    def _colors(self, closing: _Closing) -> Colors:
-        bake, now, looking = closing.bake, self._clock(), self.looking
-        bad, old = PoolKey(bake.service, bake.color), PoolKey(bake.service, bake.color.other)
-        return Colors(
-            looking.before(bake.service),
-            looking.lately(bad, now, LONGEST_S, bake.since),
-            looking.lately(old, now, since=closing.story.committed_at),
-        )
 
     # -- the shield ----------------------------------------------------------------------------------------------
 
