@@ -194,7 +194,7 @@ def test_show_tells_everything(ask: Run, agent: FakeAgent):
         assert fact in out
     assert "first\n            line\n            second" in out
     assert "gates 0.1 ms, render 3.0 ms, commit 0.4 ms, verify 2.1 ms, total 5.6 ms" in out
-    assert json.loads(ask("show", "17", "--json").out) == known
+    assert json.loads(ask("show", "17", "--json").out) == {**known, "incident": None}
 
 
 def test_show_of_nothing_is_what_the_agent_says(ask: Run, agent: FakeAgent):

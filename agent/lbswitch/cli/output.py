@@ -20,6 +20,11 @@ def say(text: str) -> bool:
     return _write(sys.stdout, text + "\n")
 
 
+def say_raw(text: str) -> bool:
+    """Write to stdout what has its own ends of lines; False when nobody reads any more."""
+    return _write(sys.stdout, text)
+
+
 def complain(text: str) -> None:
     """Write a line to stderr."""
     _write(sys.stderr, text + "\n")
