@@ -204,8 +204,8 @@ class Demo:
         self._type("history", "-n", "2")
         return {
             "agent_ms": seen_ms,
-            "timings_ms": self._operation("failover"),
-            "reason": self._last_operation("failover").get("reason"),
+            "timings_ms": self._operation("failover", "rollback"),
+            "reason": self._last_operation("failover", "rollback").get("reason"),
         }
 
     def _wait_for_blue(self, since: float) -> float | None:
@@ -294,13 +294,14 @@ class Demo:
         if code != 0:
             self.problems.append(f"lbswitch {arguments[0]} ended with exit code {code}: {said}")
 
-    def _last_operation(self, kind: str) -> dict[str, Any]:
+    def _last_operation(self, *kinds: str) -> dict[str, Any]:
+        """The newest of these kinds: it is health checks or the traffic that find a crash first."""
         code, said = self.agent.lbswitch("history", "--json", "-n", "10")
         operations = said.get("operations", []) if code == 0 and isinstance(said, dict) else said
-        return next((dict(one) for one in operations if one["kind"] == kind), {})
+        return next((dict(one) for one in operations if one["kind"] in kinds), {})
 
-    def _operation(self, kind: str) -> dict[str, float]:
-        timings: dict[str, float] = self._last_operation(kind).get("timings_ms", {})
+    def _operation(self, *kinds: str) -> dict[str, float]:
+        timings: dict[str, float] = self._last_operation(*kinds).get("timings_ms", {})
         return {"total": 0.0, **timings}
 
 
