@@ -127,7 +127,7 @@ class Story:
 
 
 def cause(burst: str | None, verdicts: Sequence[Verdict]) -> str:
-    """What a decision came from, as a metric counts it: `burst`, the name of a criterion, or `insufficient` evidence."""
+    """What a decision came from, for metrics: `burst`, the name of a criterion, or `insufficient` evidence."""
     if burst is not None:
         return "burst"
     breached = (each for each in verdicts if each.criterion.trigger and each.outcome is Outcome.BREACH)
