@@ -58,8 +58,8 @@ def test_a_color_that_fails_is_rolled_back(make_site: Callable[..., Site], traff
     site = make_site(bake=WATCH)
     load = traffic(site)
     assert site.agent.lbswitch("green").code == 0
-    watching = monitoring(site, "--duration", "60")
-    wait_until(lambda: has_judged(site), "green was judged", 30)
+    watching = monitoring(site, "--duration", "50")
+    wait_until(lambda: bake(site)["duration_s"] == 50.0 and has_judged(site), "green was judged", 30)
     wait_until(lambda: site.status()["shield"] == "green", "green is under the shield")
     load.mark("bad")
     site.green.fail(traffic=500)
@@ -83,8 +83,8 @@ def test_a_watch_goes_on_in_the_next_agent(make_site: Callable[..., Site], traff
     site = make_site(bake=WATCH)
     traffic(site)
     assert site.agent.lbswitch("green").code == 0
-    watching = monitoring(site, "--duration", "60")
-    wait_until(lambda: has_judged(site), "green was judged", 30)
+    watching = monitoring(site, "--duration", "50")
+    wait_until(lambda: bake(site)["duration_s"] == 50.0 and has_judged(site), "green was judged", 30)
     site.agent.kill()
     site.agent.start()
     assert bake(site)["state"] == "baking"

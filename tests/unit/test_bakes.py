@@ -262,6 +262,17 @@ def test_monitor_attaches_or_begins(desk: Desk) -> None:
     assert len(desk.bakes.bakes["shop"].breaches) == 1
 
 
+def test_monitor_that_comes_too_late_learns_of_the_rollback(desk: Desk) -> None:
+    """And does not watch the color that is back, until the bad one is released or a minute is over."""
+    desk.move()
+    desk.round(requests=30)
+    desk.round(requests=30, failures=30)
+    assert desk.bakes.watch("shop", 30.0, None).state is BakeState.ROLLED_BACK
+    desk.store.release("shop", desk.now)
+    bake = desk.bakes.watch("shop", 30.0, None)
+    assert (bake.color, bake.state) == (BLUE, BakeState.BAKING)
+
+
 def test_the_shield_that_fails_keeps_nothing_up(desk: Desk) -> None:
     """It is said once, and tried again."""
     desk.balancer.break_shield = "no"

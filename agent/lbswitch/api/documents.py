@@ -211,7 +211,7 @@ def quarantined(agent: Agent, name: str) -> dict[str, str]:
 
 def bake(agent: Agent, name: str) -> dict[str, Any] | None:
     """The last watch on a service with what is seen now; None when there was none."""
-    found = agent.bakes.bakes.get(name)
+    found = agent.bakes.shown(name)
     if found is None:
         return None
     sight = agent.bakes.sights.get(name)

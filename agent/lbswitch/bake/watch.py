@@ -45,6 +45,7 @@ _TICK_S, _IDLE_S = 0.05, 0.5
 _JUDGE_EVERY_S = 0.25
 _AFTERWARDS_S = 2.0  # last bad answers come in after the rollback
 _RETRY_S = 1.0
+_JUST_S = 60.0
 _HOUR_S = 3600.0
 
 
@@ -117,6 +118,13 @@ class Bakes:
         """Seconds since the epoch."""
         return self._clock()
 
+    def shown(self, service: str) -> Bake | None:
+        """The last watch of a service; a rollback counts when it is done, not when it is decided."""
+        bake = self.bakes.get(service)
+        if bake is not None and bake.state is BakeState.ROLLED_BACK and service in self._acting:
+            return replace(bake, state=BakeState.BAKING, ended_at=None)
+        return bake
+
     def shielded(self, service: str) -> Color | None:
         """The color that is under the shield."""
         return self._shielded.get(service)
@@ -136,9 +144,12 @@ class Bakes:
     def watch(self, service: str, duration_s: float, on_breach: OnBreach | None) -> Bake:
         """Watch what is live now for so long, or go on for so long with the watch there is. Event loop only.
 
-        `on_breach` None keeps what the watch, or the configuration, says.
+        `on_breach` None keeps what the watch, or the configuration, says. A watch that led to a rollback within the
+        last minute is returned as it is, until the color is released.
         """
         now, known = self._clock(), self.bakes.get(service)
+        if known is not None and self._was_just_rolled_back(known, now):
+            return known
         if known is not None and not known.state.is_over:
             bake = replace(known, until=now + duration_s, duration_s=duration_s, on_breach=on_breach or known.on_breach)
         else:
@@ -160,6 +171,12 @@ class Bakes:
         self._keep(bake)
         self._bell.ring()
         return bake
+
+    def _was_just_rolled_back(self, bake: Bake, now: float) -> bool:
+        """Whoever asks a moment after a switch asks about that switch, and not about the color that is back."""
+        is_recent = bake.state is BakeState.ROLLED_BACK and now - (bake.ended_at or 0.0) < _JUST_S
+        is_acting = bake.service in self._acting
+        return is_recent and (is_acting or PoolKey(bake.service, bake.color) in self._store.quarantined())
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
