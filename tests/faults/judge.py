@@ -18,6 +18,10 @@ _ALLOWED = re.compile(
     | state/nginx(?:/(?:nginx\.pid|error\.log|tmp(?:/.*)?|closing(?:/[0-9a-f]{12})?))?
     | state/haproxy(?:/(?:live\.map|weights\.map|haproxy\.pid|(?:master|worker|state)\.sock))?
     | state/haproxy/\.(?:live|weights)\.map\.(?:new|old)
+    | state/nginx/(?:traffic\.log|lease(?:/\d+)?)
+    | state/haproxy/(?:shield\.map|traffic\.sock|\.shield\.map\.(?:new|old))
+    | state/(?:traffic|shield)(?:/.*)?
+    | state/alerts\.db(?:-wal|-shm)?
     | state/(?:nginx|haproxy)/(?:current|rendered(?:/[0-9a-f]{12}(?:/[^.].*)?)?)
     """,
     re.VERBOSE,
